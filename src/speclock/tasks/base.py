@@ -1,0 +1,190 @@
+"""What a model is trained on and judged by: examples, a loss and a score."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from speclock.errors import InputError
+
+Batch = dict[str, Tensor]
+Split = Literal["train", "test"]
+Modality = Literal["image", "text"]
+
+
+class Encoder(Protocol):
+    """What a task needs of a model to turn its examples into tensors (see ``speclock.models.Model``)."""
+
+    name: str
+    modality: Modality
+    tokenizer: Any
+    channels: int
+    image_size: int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data or weights came from; part of every record."""
+
+    kind: Literal["file", "hub", "package", "built", "module"]
+    """A path of the user's, the hub, a package, a model built from its definition, a module handed over."""
+    origin: str
+    """The path, the hub id, or ``package==version``."""
+    sha256: str | None = None
+    """Digest of the file read, where there is one."""
+    stand_in: str | None = None
+    """What these data stand in for, where they are not the paper's own."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs and their labels; ``inputs`` is indexable by an integer array."""
+
+    inputs: Any
+    labels: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Int[np.ndarray, " m"]) -> Examples:
+        """The examples at ``rows``, in that order."""
+        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Task(ABC):
+    """Single-label classification with a train and a test split.
+
+    A subclass says how its inputs become tensors (:meth:`encode`); the loss, the score and the batches
+    are the same for all. The module may return logits or an object with ``.logits``.
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    labels: tuple[str, ...]
+    source: Source
+    metric: Literal["accuracy", "f1"] = "accuracy"
+
+    modality: ClassVar[Modality]
+
+    def __post_init__(self) -> None:
+        for split, examples in (("train", self.train), ("test", self.test)):
+            if len(examples) == 0:
+                raise InputError(f"{self.name}: the {split} split is empty. Give it at least one example a class.")
+            # uint16 images and object texts alike: only the labels are checked here.
+            if examples.labels.min() < 0 or examples.labels.max() >= len(self.labels):
+                raise InputError(f"{self.name}: the {split} split has a label outside 0…{len(self.labels) - 1}.")
+        if len(np.unique(self.train.labels)) < 2:
+            raise InputError(
+                f"{self.name}: every training example has the same label; a task needs at least two classes."
+            )
+
+    # -- data ----------------------------------------------------------------------------------------
+
+    @property
+    def chance(self) -> float:
+        """The score of always answering the commonest test label (accuracy) or the positive one (F1)."""
+        counts = np.bincount(self.test.labels, minlength=len(self.labels)) / len(self.test)
+        if self.metric == "f1":
+            return float(2 * counts[1] / (1 + counts[1]))
+        return float(counts.max())
+
+    def limit(self, train: int | None = None, test: int | None = None, *, seed: int = 0) -> Task:
+        """The same task on a stratified random subset of its splits (at most ``train``, ``test`` rows)."""
+        return replace(
+            self,
+            train=_stratified(self.train, train, len(self.labels), seed),
+            test=_stratified(self.test, test, len(self.labels), seed),
+        )
+
+    @abstractmethod
+    def encode(self, examples: Examples, encoder: Encoder) -> Batch:
+        """Tensors that the module takes as keyword arguments, plus ``labels``; padded to the longest row."""
+
+    def batches(
+        self,
+        encoder: Encoder,
+        split: Split,
+        batch_size: int,
+    ) -> Iterator[Batch]:
+        """The split in its own order, in batches of ``batch_size``; for scoring."""
+        examples: Examples = getattr(self, split)
+        for start in range(0, len(examples), batch_size):
+            yield self.encode(examples.take(np.arange(start, min(start + batch_size, len(examples)))), encoder)
+
+    def collate(self, encoder: Encoder) -> Callable[[Sequence[int]], Batch]:
+        """A ``DataLoader`` collate function from training row numbers to a batch."""
+        return lambda rows: self.encode(self.train.take(np.asarray(rows)), encoder)
+
+    # -- loss and score ------------------------------------------------------------------------------
+
+    def logits(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
+        """The module's class scores on a batch."""
+        out = module(**{name: value for name, value in batch.items() if name != "labels"})
+        logits = getattr(out, "logits", out)
+        if logits.ndim != 2 or logits.shape[-1] != len(self.labels):
+            raise InputError(
+                f"{self.name} has {len(self.labels)} labels, but the model answers with shape "
+                f"{tuple(logits.shape)}. Use a task whose labels fit the model's head."
+            )
+        return logits
+
+    def loss(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """Mean cross-entropy in nats, in fp32 whatever the module's dtype."""
+        return F.cross_entropy(self.logits(module, batch).float(), batch["labels"])
+
+    @torch.no_grad()
+    def score(self, module: nn.Module, encoder: Encoder, split: Split = "test", batch_size: int = 64) -> float:
+        """The metric over a split, in evaluation mode; the module's mode is put back afterwards.
+
+        Non-finite logits count as wrong answers: a model that answers with NaN does not do the task.
+        """
+        device = next(module.parameters()).device
+        was_training = module.training
+        module.eval()
+        answers, truth = [], []
+        for batch in self.batches(encoder, split, batch_size):
+            logits = self.logits(module, {name: value.to(device) for name, value in batch.items()}).float()
+            answer = logits.argmax(-1)
+            answer[~logits.isfinite().all(-1)] = -1
+            answers.append(answer.cpu())
+            truth.append(batch["labels"])
+        module.train(was_training)
+        return _metric(self.metric, torch.cat(answers), torch.cat(truth))
+
+
+def _metric(metric: str, answers: Int[Tensor, " n"], truth: Int[Tensor, " n"]) -> float:
+    """Accuracy, or F1 of class 1, as fractions.
+
+    >>> _metric("accuracy", torch.tensor([1, 0, 1]), torch.tensor([1, 1, 1])) == 2 / 3
+    True
+    >>> _metric("f1", torch.tensor([1, 0, 1]), torch.tensor([1, 1, 0]))
+    0.5
+    """
+    if metric == "accuracy":
+        return (answers == truth).double().mean().item()
+    hits = ((answers == 1) & (truth == 1)).sum().item()
+    return 2 * hits / max(1, (answers == 1).sum().item() + (truth == 1).sum().item())
+
+
+def _stratified(examples: Examples, size: int | None, classes: int, seed: int) -> Examples:
+    """At most ``size`` rows, each class in proportion (largest remainders), shuffled by ``seed``."""
+    if size is None or size >= len(examples):
+        return examples
+    if size < 1:
+        raise InputError(f"a limit of {size} examples: ask for at least one.")
+    rng = np.random.default_rng(seed)
+    exact = np.bincount(examples.labels, minlength=classes) * (size / len(examples))
+    quota = np.floor(exact).astype(int)
+    quota[np.argsort(quota - exact, kind="stable")[: size - quota.sum()]] += 1
+    rows = [rng.permutation(np.flatnonzero(examples.labels == c))[: quota[c]] for c in range(classes)]
+    return examples.take(rng.permutation(np.concatenate(rows)))
