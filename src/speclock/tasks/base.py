@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from speclock.errors import InputError
+from speclock.registry import unknown
 
 Batch = dict[str, Tensor]
 Split = Literal["train", "test"]
@@ -79,10 +80,14 @@ class Task(ABC):
     def __post_init__(self) -> None:
         for split, examples in (("train", self.train), ("test", self.test)):
             if len(examples) == 0:
-                raise InputError(f"{self.name}: the {split} split is empty. Give it at least one example a class.")
+                raise InputError(
+                    f"{self.name}: the {split} split is empty. Give it at least one example a class."
+                )
             # uint16 images and object texts alike: only the labels are checked here.
             if examples.labels.min() < 0 or examples.labels.max() >= len(self.labels):
-                raise InputError(f"{self.name}: the {split} split has a label outside 0…{len(self.labels) - 1}.")
+                raise InputError(
+                    f"{self.name}: the {split} split has a label outside 0…{len(self.labels) - 1}."
+                )
         if len(np.unique(self.train.labels)) < 2:
             raise InputError(
                 f"{self.name}: every training example has the same label; a task needs at least two classes."
@@ -98,6 +103,18 @@ class Task(ABC):
             return float(2 * counts[1] / (1 + counts[1]))
         return float(counts.max())
 
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the task, JSON-able."""
+        return {
+            "name": self.name,
+            "labels": list(self.labels),
+            "train": len(self.train),
+            "test": len(self.test),
+            "chance": self.chance,
+            "metric": self.metric,
+            "source": asdict(self.source),
+        }
+
     def limit(self, train: int | None = None, test: int | None = None, *, seed: int = 0) -> Task:
         """The same task on a stratified random subset of its splits (at most ``train``, ``test`` rows)."""
         return replace(
@@ -105,6 +122,30 @@ class Task(ABC):
             train=_stratified(self.train, train, len(self.labels), seed),
             test=_stratified(self.test, test, len(self.labels), seed),
         )
+
+    def keep(self, labels: Sequence[str]) -> Task:
+        """The task on the examples of some labels, numbered anew in the order of :attr:`labels`.
+
+        A name that is no label selects every label it is a prefix of: ``sci`` keeps all of ``sci.*``.
+        """
+        kept: set[str] = set()
+        for name in labels:
+            chosen = (
+                [name] if name in self.labels else [label for label in self.labels if label.startswith(name)]
+            )
+            if not name or not chosen:
+                raise InputError(f"{self.name}: {unknown('label', name, list(self.labels))}")
+            kept.update(chosen)
+        if len(kept) < 2:
+            raise InputError(f"{self.name}: only the label {kept.pop()!r} is kept. Name at least two.")
+        number = np.cumsum([label in kept for label in self.labels]) - 1
+
+        def only(examples: Examples) -> Examples:
+            rows = np.flatnonzero([self.labels[label] in kept for label in examples.labels])
+            return replace(examples.take(rows), labels=number[examples.labels[rows]])
+
+        names = tuple(label for label in self.labels if label in kept)
+        return replace(self, train=only(self.train), test=only(self.test), labels=names)
 
     @abstractmethod
     def encode(self, examples: Examples, encoder: Encoder) -> Batch:
@@ -119,7 +160,9 @@ class Task(ABC):
         """The split in its own order, in batches of ``batch_size``; for scoring."""
         examples: Examples = getattr(self, split)
         for start in range(0, len(examples), batch_size):
-            yield self.encode(examples.take(np.arange(start, min(start + batch_size, len(examples)))), encoder)
+            yield self.encode(
+                examples.take(np.arange(start, min(start + batch_size, len(examples)))), encoder
+            )
 
     def collate(self, encoder: Encoder) -> Callable[[Sequence[int]], Batch]:
         """A ``DataLoader`` collate function from training row numbers to a batch."""
@@ -128,8 +171,13 @@ class Task(ABC):
     # -- loss and score ------------------------------------------------------------------------------
 
     def logits(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
-        """The module's class scores on a batch."""
-        out = module(**{name: value for name, value in batch.items() if name != "labels"})
+        """The module's class scores on a batch.
+
+        Inputs go by name, as Hugging Face models take them; a single input goes by position where the
+        module's ``forward`` calls it something else, as plain modules do.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        out = module(**inputs) if len(inputs) > 1 or _takes(module, *inputs) else module(*inputs.values())
         logits = getattr(out, "logits", out)
         if logits.ndim != 2 or logits.shape[-1] != len(self.labels):
             raise InputError(
@@ -140,10 +188,12 @@ class Task(ABC):
 
     def loss(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats, in fp32 whatever the module's dtype."""
-        return F.cross_entropy(self.logits(module, batch).float(), batch["labels"])
+        return nn.functional.cross_entropy(self.logits(module, batch).float(), batch["labels"])
 
     @torch.no_grad()
-    def score(self, module: nn.Module, encoder: Encoder, split: Split = "test", batch_size: int = 64) -> float:
+    def score(
+        self, module: nn.Module, encoder: Encoder, split: Split = "test", batch_size: int = 64
+    ) -> float:
         """The metric over a split, in evaluation mode; the module's mode is put back afterwards.
 
         Non-finite logits count as wrong answers: a model that answers with NaN does not do the task.
@@ -160,6 +210,12 @@ class Task(ABC):
             truth.append(batch["labels"])
         module.train(was_training)
         return _metric(self.metric, torch.cat(answers), torch.cat(truth))
+
+
+def _takes(module: nn.Module, name: str) -> bool:
+    """Whether the module's ``forward`` has an argument of this name, or takes any."""
+    parameters = inspect.signature(module.forward).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _metric(metric: str, answers: Int[Tensor, " n"], truth: Int[Tensor, " n"]) -> float:

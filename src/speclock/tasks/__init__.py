@@ -1,0 +1,115 @@
+"""Tasks by name or path. Importing this costs no torch import: a task's module loads when it is asked for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speclock.errors import InputError
+from speclock.registry import Registry, unknown
+
+if TYPE_CHECKING:
+    from speclock.tasks.base import Task
+
+_BUILT_IN = {
+    "mnist": ("speclock.tasks.image:mnist", "handwritten digits, 28×28 grey"),
+    "fashion-mnist": ("speclock.tasks.image:fashion_mnist", "articles of clothing, 28×28 grey"),
+    "kmnist": ("speclock.tasks.image:kmnist", "cursive Japanese, 28×28 grey (offline: silhouettes)"),
+    "cifar10": ("speclock.tasks.image:cifar10", "photographs of ten things, 32×32 colour"),
+    "newsgroups": ("speclock.tasks.text:newsgroups", "posts to twenty newsgroups, one label a group"),
+    "jailbreak": ("speclock.tasks.jailbreak:jailbreak", "guard: jailbreaks in the wild, benign prompts"),
+}  # fmt: skip
+
+TASKS = Registry("task", {name: target for name, (target, _) in _BUILT_IN.items()})
+"""Loaders by name; each is called without arguments and returns a :class:`~speclock.tasks.base.Task`."""
+
+DESCRIPTIONS = {name: line for name, (_, line) in _BUILT_IN.items()}
+"""One line for each built-in task."""
+
+_FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+def load(
+    spec: str,
+    *,
+    seed: int = 0,
+    max_length: int = 128,
+    text_column: str = "text",
+    label_column: str = "label",
+    pair_column: str = "text_pair",
+) -> Task:
+    """The task that ``NAME_OR_PATH[:LABEL,LABEL…][@N]`` asks for.
+
+    A built-in name goes before a file of that name (write ``./mnist`` for the file). The labels, or
+    prefixes of labels, are those kept; N is how many training examples are kept of these, stratified and
+    drawn by ``seed``. The test split does not depend on ``seed``. ``max_length`` (tokens) and the columns
+    are for text tasks.
+
+    Raises :class:`~speclock.errors.InputError` for an unknown name or label (the nearest is suggested)
+    and for data that cannot be had or read.
+    """
+    base, labels, limit = parse(spec)
+    if base in TASKS:
+        task = TASKS[base]()
+    elif Path(base).is_dir():
+        from speclock.tasks.image import from_folder
+
+        task = from_folder(Path(base))
+    elif _looks_like_path(base):
+        from speclock.tasks.files import from_file
+
+        task = from_file(
+            Path(base), text_column=text_column, label_column=label_column, pair_column=pair_column
+        )
+    else:
+        raise InputError(
+            f"{unknown('task', base, list(TASKS))} Or give a path: {', '.join(_FILE_SUFFIXES)} "
+            "or a folder of images."
+        )
+    if hasattr(task, "max_length"):
+        task = replace(task, max_length=max_length)
+    if labels:
+        task = task.keep(labels)
+    if limit is not None:
+        if limit < len(task.labels):
+            raise InputError(
+                f"{spec}: @{limit} is less than one example for each of the {len(task.labels)} labels."
+            )
+        task = task.limit(train=limit, seed=seed)
+    return replace(task, name=spec)
+
+
+def parse(spec: str) -> tuple[str, tuple[str, ...], int | None]:
+    """Name or path, labels to keep, number of training examples.
+
+    >>> parse("newsgroups:sci.space,rec@640")
+    ('newsgroups', ('sci.space', 'rec'), 640)
+    >>> parse("data/qnli.jsonl")
+    ('data/qnli.jsonl', (), None)
+    """
+    if Path(spec).exists():
+        return spec, (), None
+    base, at, count = spec.rpartition("@")
+    limit = None
+    if at and base and not re.search(r"[./\\:]", count):
+        if not re.fullmatch(r"[1-9][0-9]*", count):
+            raise InputError(
+                f"{spec}: {count!r} after @ is not a number of examples. Write for example {base}@640."
+            )
+        spec, limit = base, int(count)
+    if Path(spec).exists():
+        return spec, (), limit
+    base, colon, subset = spec.rpartition(":")
+    # One letter before the colon is a Windows drive, a slash after it the rest of a path.
+    if not colon or len(base) < 2 or re.search(r"[/\\]", subset):
+        return spec, (), limit
+    labels = tuple(label.strip() for label in subset.split(","))
+    if not all(labels):
+        raise InputError(f"{spec}: a label is missing after the colon. Write for example {base}:LABEL,LABEL.")
+    return base, labels, limit
+
+
+def _looks_like_path(base: str) -> bool:
+    return Path(base).exists() or base.lower().endswith(_FILE_SUFFIXES) or "/" in base or "\\" in base
