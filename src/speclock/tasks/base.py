@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ class Encoder(Protocol):
     tokenizer: Any
     channels: int
     image_size: int | None
+    labels: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,28 @@ class Task(ABC):
         """A ``DataLoader`` collate function from training row numbers to a batch."""
         return lambda rows: self.encode(self.train.take(np.asarray(rows)), encoder)
 
+    def check_kind(self, encoder: Encoder) -> None:
+        """Raise :class:`InputError` unless the model reads what this task is made of."""
+        if encoder.modality != self.modality:
+            raise InputError(
+                f"{self.name} is made of {self.modality}s, but {encoder.name} reads {encoder.modality}s. "
+                f"Choose a task or a model that fits the other."
+            )
+
+    def check_head(self, encoder: Encoder) -> None:
+        """Raise :class:`InputError` unless the model's head answers with this task's labels."""
+        self.check_kind(encoder)
+        if encoder.labels is None:
+            raise InputError(
+                f"{encoder.name} has no head trained for a task. Make a base that does {self.name} with: "
+                f"speclock train {encoder.name} --task {self.name} --out DIR"
+            )
+        if encoder.labels != self.labels:
+            raise InputError(
+                f"the labels of {self.name} ({_listed(self.labels)}) do not fit the head of {encoder.name} "
+                f"({_listed(encoder.labels)}). Name the task that it was trained for."
+            )
+
     # -- loss and score ------------------------------------------------------------------------------
 
     def logits(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
@@ -196,20 +220,27 @@ class Task(ABC):
     ) -> float:
         """The metric over a split, in evaluation mode; the module's mode is put back afterwards.
 
-        Non-finite logits count as wrong answers: a model that answers with NaN does not do the task.
+        NaN where any answer is not finite: a model that has diverged has no score.
         """
         device = next(module.parameters()).device
         was_training = module.training
         module.eval()
         answers, truth = [], []
+        finite = True
         for batch in self.batches(encoder, split, batch_size):
             logits = self.logits(module, {name: value.to(device) for name, value in batch.items()}).float()
-            answer = logits.argmax(-1)
-            answer[~logits.isfinite().all(-1)] = -1
-            answers.append(answer.cpu())
+            finite = finite and bool(logits.isfinite().all())
+            answers.append(logits.argmax(-1).cpu())
             truth.append(batch["labels"])
         module.train(was_training)
+        if not finite:
+            return math.nan
         return _metric(self.metric, torch.cat(answers), torch.cat(truth))
+
+
+def _listed(labels: Sequence[str]) -> str:
+    shown = ", ".join(labels[:4])
+    return f"{len(labels)}: {shown}, …" if len(labels) > 4 else shown
 
 
 def _takes(module: nn.Module, name: str) -> bool:

@@ -1,0 +1,5 @@
+"""`python -m speclock`."""
+
+from speclock.cli import entry_point
+
+entry_point()

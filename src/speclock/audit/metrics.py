@@ -1,0 +1,143 @@
+"""From runs to a summary: best scores, uplift, slowdown, and the verdict in one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from speclock.audit.record import Record, RunRecord
+
+
+class Best(NamedTuple):
+    """The attacker's pick on one target."""
+
+    score: float
+    """Mean over seeds of the best score on the curve."""
+    interval: tuple[float, float] | None
+    """95% confidence interval of that mean (Student's t over seeds); None for one seed."""
+    runs: list[RunRecord]
+    """The configuration's runs, one a seed."""
+
+
+def strongest(runs: Iterable[RunRecord], target: str) -> Best | None:
+    """The configuration with the highest mean score on ``target``, among those run under most seeds.
+
+    None when no run on the target ended well: a run that diverged or failed has no score.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if run.target == target and run.best is not None:
+            groups.setdefault(run.key, []).append(run)
+    if not groups:
+        return None
+    seeds = max(len(group) for group in groups.values())
+    full = [group for group in groups.values() if len(group) == seeds]
+    group = max(full, key=lambda group: fmean(_scores(group)))
+    return Best(fmean(_scores(group)), interval(_scores(group)), group)
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t confidence interval of the mean; None for fewer than two values.
+
+    >>> interval([0.8, 0.9, 1.0])
+    (0.6516..., 1.1483...)
+    """
+    if len(values) < 2:
+        return None
+    from scipy.stats import sem, t
+
+    middle, half = fmean(values), float(sem(values) * t.ppf((1 + level) / 2, len(values) - 1))
+    return (middle - half, middle + half)
+
+
+def uplift(locked: float | None, base: float | None, scratch: float | None) -> float | None:
+    """(locked − scratch) / (base − scratch), from 1 (no lock) to 0 (worth nothing to the attacker).
+
+    None where the base is no better than scratch, or a score is missing: there is nothing to compare with.
+
+    >>> uplift(0.6, 0.9, 0.3)
+    0.5
+    """
+    if locked is None or base is None or scratch is None or base <= scratch:
+        return None
+    return (locked - scratch) / (base - scratch)
+
+
+def steps_to(runs: Iterable[RunRecord], target: str, score: float) -> int | None:
+    """The fewest steps after which any run on ``target`` was seen at ``score`` or above."""
+    reached = [
+        step
+        for run in runs
+        if run.target == target and run.status == "ok"
+        for step, value in run.curve
+        if value >= score
+    ]
+    return min(reached, default=None)
+
+
+def summarise(record: Record, utility_base: float, utility_locked: float, budget: int) -> dict[str, Any]:
+    """The record's `summary`."""
+    best = {target: strongest(record.runs, target) for target in ("base", "scratch", "control", "locked")}
+    score = {target: found.score if found else None for target, found in best.items()}
+    chance = record.attack_task["chance"]
+    target_score, slowdown = None, None
+    if score["base"] is not None:
+        reference = max(chance, score["scratch"] or 0.0)
+        if score["base"] > reference:
+            target_score = reference + 0.9 * (score["base"] - reference)
+            slowdown = _slowdown(record.runs, target_score, budget)
+    return {
+        "utility_base": utility_base,
+        "utility_locked": utility_locked,
+        **{f"best_{target}": value for target, value in score.items()},
+        "uplift": uplift(score["locked"], score["base"], score["scratch"]),
+        "slowdown": slowdown,
+        "strongest_attack": best["locked"].runs[0].title if best["locked"] else None,
+        "target": target_score,
+        "chance": chance,
+        "intervals": {f"best_{target}": found.interval if found else None for target, found in best.items()},
+    }
+
+
+def _slowdown(runs: list[RunRecord], target_score: float, budget: int) -> float | str | None:
+    base, locked = steps_to(runs, "base", target_score), steps_to(runs, "locked", target_score)
+    if base is None:
+        # The base's mean best can exceed every point of a single curve's 90% only when seeds disagree.
+        return None
+    # Where the target is reached before the first step there is still one step's worth of work.
+    base = max(1, base)
+    return f"> {budget / base:.1f}" if locked is None else round(max(1, locked) / base, 3)
+
+
+def verdict(record: Record) -> str:
+    """What the lock costs, what it withstood and what broke it, in one sentence."""
+    s = record.summary
+    cost = s["utility_base"] - s["utility_locked"]
+    price = f"The lock costs {cost:.1%} of utility" if cost > 0.0005 else "The lock costs no utility"
+    if s["best_locked"] is None:
+        return f"{price}, and no attack on it ended with a score: every run diverged or failed."
+    attack = f"{s['strongest_attack']} reached {s['best_locked']:.1%}"
+    if s["uplift"] is None:
+        return (
+            f"{price}; {attack}, but the base is worth no more to the attacker than training from scratch, "
+            f"so this audit says nothing about the lock."
+        )
+    against = f"where the unlocked base gives {s['best_base']:.1%} and scratch {s['best_scratch']:.1%}"
+    slow = s["slowdown"]
+    if isinstance(slow, str):
+        worth = f"and withstood the budget of {record.suite['steps']} steps (slowdown {slow}×)"
+    elif slow is None or s["uplift"] >= 0.9:
+        worth = "and was broken" if slow is None else f"and was broken at {slow:g}× the base's steps"
+    else:
+        worth = f"and was broken at {slow:g}× the base's steps"
+    share = min(1.0, max(0.0, s["uplift"]))
+    return (
+        f"{price} {worth}: {attack} {against}, which leaves the attacker {share:.0%} of what the weights are "
+        f"worth (uplift {s['uplift']:.2f})."
+    )
+
+
+def _scores(runs: Sequence[RunRecord]) -> list[float]:
+    return [run.best if run.best is not None else math.nan for run in runs]

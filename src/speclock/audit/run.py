@@ -1,0 +1,314 @@
+"""The audit itself: every attack of a suite on base, scratch, control and locked model alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from safetensors.torch import load_model, save_model
+from tqdm import tqdm
+
+from speclock.attacks.base import Attack, Outcome, Status, Watch
+from speclock.audit import SUITES
+from speclock.audit.flags import raised
+from speclock.audit.metrics import summarise, verdict
+from speclock.audit.record import TARGETS, Record, RunRecord
+from speclock.audit.suite import Suite
+from speclock.environment import environment
+from speclock.errors import InputError
+from speclock.locks import LOCKS
+from speclock.locks.base import Lock, Locked
+from speclock.models import Model, fingerprint
+from speclock.spectra import singular_values, weight_matrices
+from speclock.tasks.base import Task
+from speclock.workspace import write_text
+
+_TOP_K = 8
+"""Singular values of each weight matrix that a record keeps."""
+
+
+def audit(
+    *,
+    base: Model,
+    locked: Model | Locked,
+    retain: Task,
+    attack: Task,
+    suite: str | Suite = "quick",
+    steps: int | None = None,
+    seeds: int = 1,
+    folder: Path | None = None,
+    command: str = "",
+) -> Record:
+    """Attack base, scratch, control and locked model with one suite and say what the lock is worth.
+
+    The first seed sweeps every attack of the suite on each target; the sweep's winners run again under the
+    further seeds. ``locked`` with its lock card (:class:`Locked`) lets the control be trained. With
+    ``folder``, finished runs and the control are kept there, and a killed audit goes on from them to the same
+    summary. Raises :class:`InputError` when base and locked model are not the same architecture.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}; an audit needs at least one.")
+    model, card = (locked.model, locked.card) if isinstance(locked, Locked) else (locked, None)
+    _check_same_shapes(base, model)
+    chosen: Suite = SUITES[suite] if isinstance(suite, str) else suite
+    budget = steps or chosen.steps
+    start = time.perf_counter()
+    with _folder(folder) as kept:
+        utility_base = retain.score(base.module, base)
+        utility_locked = retain.score(model.module, model)
+        targets = _Targets(base, model, _control(base, retain, card, kept))
+        runs = _all_runs(targets, attack, retain, chosen, budget, seeds, _Cache(kept))
+    record = Record(
+        suite={"name": chosen.name, "version": chosen.version, "steps": budget, "seeds": list(range(seeds))},
+        base=_identity(base),
+        locked={**_identity(model), "card": card},
+        retain_task=retain.describe(),
+        attack_task=attack.describe(),
+        runs=runs,
+        spectra=_spectra(base, model),
+        environment=environment(),
+        seconds=round(time.perf_counter() - start, 1),
+        command=command,
+    )
+    record.summary = summarise(record, utility_base, utility_locked, budget)
+    record.flags = raised(record)
+    record.verdict = verdict(record)
+    return record
+
+
+@dataclass
+class _Targets:
+    """The four models that an audit attacks."""
+
+    base: Model
+    locked: Model
+    control: Model | None
+
+    def names(self) -> list[str]:
+        return [name for name in TARGETS if name != "control" or self.control is not None]
+
+    def __getitem__(self, key: tuple[str, int]) -> Model:
+        name, seed = key
+        if name == "scratch":
+            return self.base.scratch(seed)
+        model: Model = getattr(self, name)
+        return model
+
+
+def _all_runs(
+    targets: _Targets, task: Task, retain: Task, suite: Suite, budget: int, seeds: int, cache: _Cache
+) -> list[RunRecord]:
+    names = targets.names()
+    total = len(names) * (len(suite.attacks) + suite.finalists * (seeds - 1))
+    runs: list[RunRecord] = []
+    with tqdm(total=total, desc="audit", unit="run", disable=None) as bar:
+        for name in names:
+            model = targets[name, 0]
+            for run in _sweep(name, model, task, retain, suite, budget, cache):
+                runs.append(run)
+                bar.set_postfix_str(f"{name}: {run.title}")
+                bar.update()
+            for attack in _finalists(runs, name, suite):
+                for seed in range(1, seeds):
+                    again = replace(attack, seed=seed)
+                    runs.append(_run(name, targets[name, seed], again, task, retain, budget, suite.evaluations, cache))
+                    bar.update()
+    return runs
+
+
+def _sweep(
+    name: str, model: Model, task: Task, retain: Task, suite: Suite, budget: int, cache: _Cache
+) -> Iterator[RunRecord]:
+    """Every attack of the suite on one target; losing runs are given up at a quarter and at half the budget.
+
+    A run is only given up when others have visibly learnt: while all of them hover around chance their order
+    is noise, and pruning by it would flatter the lock.
+    """
+    pruner = _Pruner(task.chance, budget)
+    for attack in suite.attacks:
+        watch = pruner.begin()
+        run = _run(name, model, attack, task, retain, budget, suite.evaluations, cache, watch=watch)
+        pruner.end(run)
+        yield run
+
+
+class _Pruner:
+    """Successive halving over the runs of one sweep: below the better half at a rung, a run is given up."""
+
+    RUNGS = (1, 2)
+    """Quarters of the budget at which runs are compared."""
+
+    def __init__(self, chance: float, budget: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+        self.study = optuna.create_study(direction="maximize", pruner=halving)
+        self.visible = chance + 0.1
+        self.budget = budget
+        self.leader = 0.0
+
+    def begin(self) -> Watch:
+        """A new run's watch: it hears of every score and answers whether to give up."""
+        self.trial = self.study.ask()
+        best, rung = 0.0, 0
+
+        def losing(step: int, score: float) -> bool:
+            nonlocal best, rung
+            best = max(best, score)
+            self.leader = max(self.leader, score)
+            quarter = 4 * step // self.budget
+            if quarter == rung or quarter not in self.RUNGS:
+                return False
+            rung = quarter
+            self.trial.report(best, rung)
+            return self.leader > self.visible and self.trial.should_prune()
+
+        return losing
+
+    def end(self, run: RunRecord) -> None:
+        """Tell the tuner how the run ended."""
+        state = optuna.trial.TrialState
+        if run.best is None:
+            self.study.tell(self.trial, state=state.FAIL)
+        elif run.pruned_at is not None:
+            self.study.tell(self.trial, state=state.PRUNED)
+        else:
+            self.study.tell(self.trial, run.best)
+
+
+def _finalists(runs: list[RunRecord], target: str, suite: Suite) -> list[Attack]:
+    """The attacks that did best on a target under the first seed, with ties going to the earlier one."""
+    ended = [run for run in runs if run.target == target and run.best is not None and run.pruned_at is None]
+    ended.sort(key=lambda run: -(run.best or 0.0))
+    keys = [(run.attack, run.config) for run in ended[: suite.finalists]]
+    return [attack for attack in suite.attacks if (attack.name, attack.config()) in keys]
+
+
+def _run(
+    target: str,
+    model: Model,
+    attack: Attack,
+    task: Task,
+    retain: Task,
+    budget: int,
+    evaluations: int,
+    cache: _Cache,
+    *,
+    watch: Watch | None = None,
+) -> RunRecord:
+    def carry_out() -> RunRecord:
+        # A model that was never trained for the retain task has no utility to lose.
+        keep = None if target == "scratch" else retain
+        try:
+            outcome = attack(model, task, budget, retain=keep, evaluations=evaluations, watch=watch)
+        except (RuntimeError, ValueError) as error:
+            # Not every attack fits every architecture; that is a finding about the attack, with its reason.
+            outcome = Outcome(Status.FAILED, [], None, reason=f"{type(error).__name__}: {error}")
+        return RunRecord(target, attack.name, attack.config(), attack.seed, **dataclasses.asdict(outcome))
+
+    found = cache.get(target, attack)
+    if found is None:
+        found = carry_out()
+        cache.put(found)
+    elif watch is not None:
+        # The tuner hears of a finished run what it heard while it went on.
+        for step, score in found.curve[1:]:
+            watch(step, score)
+    return found
+
+
+class _Cache:
+    """Finished runs, one file each, whole or not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "runs"
+        self.folder.mkdir(exist_ok=True)
+
+    def get(self, target: str, attack: Attack) -> RunRecord | None:
+        path = self._path(target, attack.name, attack.config(), attack.seed)
+        if not path.exists():
+            return None
+        kept = json.loads(path.read_text())
+        return RunRecord(**{**kept, "curve": [(step, score) for step, score in kept["curve"]]})
+
+    def put(self, run: RunRecord) -> None:
+        write_text(self._path(run.target, run.attack, run.config, run.seed), json.dumps(dataclasses.asdict(run)))
+
+    def _path(self, *what: Any) -> Path:
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / f"{what[0]}-{digest}.json"
+
+
+def _control(base: Model, retain: Task, card: dict[str, Any] | None, kept: Path) -> Model | None:
+    """The base after the lock's own training with its spectral term off, for as many steps as the lock took."""
+    if card is None:
+        return None
+    lock = lock_of(card)
+    weights = kept / "control.safetensors"
+    if weights.exists():
+        control = base.copy()
+        load_model(control.module, weights)
+        return control
+    states = kept / "control"
+    states.mkdir(exist_ok=True)
+    control = lock.control(base, retain, stop_at=card["chosen_step"], folder=states)
+    partial = weights.with_suffix(".partial")
+    save_model(control.module, str(partial))
+    partial.rename(weights)
+    return control
+
+
+def lock_of(card: dict[str, Any]) -> Lock:
+    """The lock that a card describes."""
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in card["config"].items()}
+    lock: Lock = LOCKS[card["lock"]](**config)
+    return lock
+
+
+def _spectra(base: Model, locked: Model) -> list[dict[str, Any]]:
+    pairs = zip(weight_matrices(base.module), weight_matrices(locked.module), strict=True)
+    rows = []
+    for before, after in tqdm(list(pairs), desc="spectra", unit="matrix", disable=None, leave=False):
+        k = min(_TOP_K, *before.shape)
+        rows.append(
+            {
+                "name": before.name,
+                "shape": list(before.shape),
+                "base": singular_values(before.matrix.detach(), k).tolist(),
+                "locked": singular_values(after.matrix.detach(), k).tolist(),
+            }
+        )
+    return rows
+
+
+def _identity(model: Model) -> dict[str, Any]:
+    return {"name": model.name, "fingerprint": fingerprint(model), "source": dataclasses.asdict(model.source)}
+
+
+def _check_same_shapes(base: Model, locked: Model) -> None:
+    shapes = [
+        {name: tuple(value.shape) for name, value in model.module.state_dict().items()} for model in (base, locked)
+    ]
+    differ = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
+    if differ:
+        raise InputError(
+            f"{locked.name} is not a locked {base.name}: {differ[0]} is {shapes[1].get(differ[0], 'missing')} in the "
+            f"one and {shapes[0].get(differ[0], 'missing')} in the other. Name the base that was locked with --base."
+        )
+
+
+@contextmanager
+def _folder(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)

@@ -1,0 +1,75 @@
+"""`speclock lock`: lock a model against training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from speclock.errors import InputError
+from speclock.cli.options import OUT, TASK_HELP, field_options, given, task_options
+from speclock.locks import LOCKS
+
+
+@click.command("lock")
+@click.argument("model")
+@click.option("--task", required=True, help=f"Retain task. {TASK_HELP}")
+@click.option("--out", required=True, type=OUT, help="Folder for the locked model and its lock card.")
+@click.option("--lock", "lock_name", default="specdef", show_default=True, help=f"One of: {', '.join(LOCKS)}.")
+@field_options(*LOCKS.values())
+@task_options
+@click.option("--resume", is_flag=True, help="Go on with a killed run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the lock card.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: str,
+    task: str,
+    out: Path,
+    lock_name: str,
+    resume: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Lock MODEL (a Hugging Face folder, a hub id or a built-in name), keeping what it does on the retain task.
+
+    The result is the strongest state on the way whose utility holds (--max-utility-drop); speclock.json, the
+    lock card, says at which step that was.
+
+    Example: speclock lock base --task newsgroups:sci.space,rec.autos --out locked --alpha 0.5 --top-k 8
+    """
+    from speclock import models, tasks
+    from speclock.workspace import Workspace
+
+    reading = {name: options.pop(name) for name in ("max_length", "text_column", "label_column")}
+    cls = LOCKS[lock_name]
+    lock = cls(**given(ctx, cls, options, f"--lock {lock_name}"))
+    retain = tasks.load(task, **reading)
+    base = models.load(model)
+    retain.check_head(base)
+    request = {"command": "lock", "model": model, "task": task, "lock": lock_name, **reading, **vars(lock)}
+    work = Workspace(out, request, resume=resume)
+    try:
+        locked, card = lock(base, retain, folder=work.folder)
+    except InputError:
+        work.close()
+        raise
+    text = json.dumps(card, indent=1)
+    models.save(locked, out, extra={"speclock.json": text})
+    work.close()
+    if as_json:
+        click.echo(text)
+        return
+    click.echo(
+        f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%}, mean top-{lock.top_k} σ "
+        f"{card['strength_base']:.3g} → {card['strength_locked']:.3g} "
+        f"(state after step {card['chosen_step']} of {card['steps']})."
+    )
+    if card["chosen_step"] == 0:
+        click.echo(
+            f"No stronger state kept its utility, so this is the base: allow more --max-utility-drop, or lock "
+            f"more gently.{' The run diverged; lower --lr.' if card['status'] == 'diverged' else ''}",
+            err=True,
+        )

@@ -1,0 +1,150 @@
+"""Options that several commands share, and options derived from the fields of a configuration."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from speclock.errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OUT = click.Path(path_type=Path)
+
+
+class Number(click.ParamType):
+    """A finite number, or `none` where the field allows it."""
+
+    name = "number"
+
+    def __init__(self, kind: type, optional: bool) -> None:
+        self.kind = kind
+        self.optional = optional
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        if self.optional and value.lower() == "none":
+            return None
+        try:
+            number = self.kind(value)
+        except ValueError:
+            self.fail(f"{value!r} is not {'a whole number' if self.kind is int else 'a number'}", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not finite", param, ctx)
+        return number
+
+
+def field_options(*classes: type, leave_out: Iterable[str] = ()) -> Callable[[F], F]:
+    """One option for every field of the configuration dataclasses, its help and default taken from them.
+
+    A field that several classes share appears once. An option that is not given is absent from the
+    command's keyword arguments (see :func:`given`), so that no default is written twice.
+    """
+    fields: dict[str, tuple[dataclasses.Field[Any], Any, str, list[str]]] = {}
+    for cls in classes:
+        hints, docs = typing.get_type_hints(cls), field_docs(cls)
+        for field in dataclasses.fields(cls):
+            if field.name in leave_out:
+                continue
+            known = fields.setdefault(field.name, (field, hints[field.name], docs.get(field.name, ""), []))
+            known[3].append(f"{_show(field.default)}" + (f" ({cls.name})" if len(classes) > 1 else ""))  # type: ignore[attr-defined]
+
+    def decorate(function: F) -> F:
+        for name, (_, hint, doc, defaults) in reversed(fields.items()):
+            texts = list(dict.fromkeys(text.split(" (")[0] for text in defaults))
+            default = texts[0] if len(texts) == 1 else ", ".join(defaults)
+            function = click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                default=None,
+                help=f"{doc}  [default: {default}]",
+                **_click_type(hint),
+            )(function)
+        return function
+
+    return decorate
+
+
+def _click_type(hint: Any) -> dict[str, Any]:
+    if typing.get_origin(hint) is tuple:
+        return {"type": str, "multiple": True}
+    options = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    optional = isinstance(hint, types.UnionType)
+    kind = options[0] if optional else hint
+    return {"type": Number(kind, optional) if kind in (int, float) else kind}
+
+
+def _show(value: Any) -> str:
+    if value == ():
+        return "all"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def given(ctx: click.Context, cls: type, values: Mapping[str, Any], chosen: str) -> dict[str, Any]:
+    """The fields that were given on the command line; refuses one that ``cls`` does not have.
+
+    ``chosen`` names the choice that decided on ``cls``, for the message: ``--lock rescale``.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    found = {}
+    for name, value in values.items():
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if name not in known:
+            raise InputError(f"--{name.replace('_', '-')} is not an option of {chosen}. Leave it out.")
+        found[name] = value
+    return found
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass and its bases.
+
+    >>> from speclock.recipe import Recipe
+    >>> field_docs(Recipe)["batch_size"]
+    'Examples per forward pass.'
+    """
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, after in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                docs[statement.target.id] = " ".join(str(after.value.value).split())
+    return docs
+
+
+def task_options(function: F) -> F:
+    """How the files behind a task are read, and how long a text may be."""
+    for option in (
+        click.option("--label-column", default="label", show_default=True, help="Column of the labels."),
+        click.option("--text-column", default="text", show_default=True, help="Column of the texts."),
+        click.option(
+            "--max-length", default=128, show_default=True, type=click.IntRange(2), help="Tokens of a text that are read."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+TASK_HELP = (
+    "Built-in name or path, with :LABEL,LABEL to keep some labels and @TRAIN/TEST to keep so many examples "
+    "(newsgroups:sci.space,rec.autos@640/200)."
+)

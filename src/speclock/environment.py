@@ -1,0 +1,88 @@
+"""What a record says of the machine: versions, device, seconds, peak memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("speclock", "torch", "transformers", "accelerate", "optuna", "safetensors", "numpy", "scipy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process, JSON-able."""
+    import psutil
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+class Meter:
+    """Seconds and peak memory of a ``with`` block.
+
+    ``peak_memory_mb`` is the device's peak allocation (CUDA), or the process's peak resident size where the
+    kernel lets it be reset (Linux), else its resident size at the end.
+    """
+
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+
+    def __enter__(self) -> Meter:
+        import torch
+
+        self._cuda = torch.cuda.is_available()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._reset = _reset_peak_resident()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        import psutil
+        import torch
+
+        self.seconds = round(time.perf_counter() - self._start, 2)
+        if self._cuda:
+            peak = torch.cuda.max_memory_allocated()
+        elif self._reset:
+            peak = _peak_resident()
+        else:
+            peak = psutil.Process().memory_info().rss
+        self.peak_memory_mb = round(peak / 2**20, 1)
+
+
+def _reset_peak_resident() -> bool:
+    """Ask Linux to forget the peak so far; False where that is not possible."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_resident() -> int:
+    status = Path("/proc/self/status").read_text()
+    kib = next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
+    return int(kib) * 1024
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")

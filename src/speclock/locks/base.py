@@ -1,0 +1,253 @@
+"""What every lock shares: the copy, the utility guard, the lock card. A subclass only steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from speclock.environment import Meter, environment
+from speclock.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from speclock.models import Model
+    from speclock.spectra import SpectralPenalty
+    from speclock.tasks.base import Task
+    from speclock.training import Checkpoint, Step, Stateful
+
+CARD_FORMAT = "speclock-card/1"
+
+# A model this close to answering by chance does not do its task, and there is nothing to retain.
+_ABOVE_CHANCE = 0.05
+
+
+class Locked(NamedTuple):
+    """What a lock returns."""
+
+    model: Model
+    card: dict[str, Any]
+    """The lock card, JSON-able: lock, config, seed, source, curve, chosen step, utility, seconds, …"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lock(ABC):
+    """A procedure that moves the spectrum while utility holds.
+
+    Calling a lock copies the model, steps through :meth:`trajectory` and keeps the strongest state whose utility
+    is at most ``max_utility_drop`` below where it began. Strength is the mean of the top ``top_k`` singular
+    values over all locked weight matrices. The state before the first step counts too, so a lock never ends
+    worse than asked; a card whose ``chosen_step`` is 0 says that nothing stronger held.
+    """
+
+    top_k: int = 2
+    """Singular values raised in each weight matrix."""
+    include: tuple[str, ...] = ()
+    """Patterns of parameter names to lock; none means every weight matrix."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of parameter names to leave alone."""
+    max_utility_drop: float = 0.01
+    """Utility that may be lost, as a fraction (0.01 is one point of accuracy)."""
+    evaluations: int = 10
+    """How often utility is checked on the way."""
+    seed: int = 0
+    """Order of the data, dropout, starting bases."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}; it must be at least 1.")
+        if not 0 <= self.max_utility_drop <= 1:
+            raise InputError(f"max_utility_drop is {self.max_utility_drop}; it is a fraction from 0 to 1.")
+        if self.evaluations < 1:
+            raise InputError(f"evaluations is {self.evaluations}; it must be at least 1.")
+
+    @abstractmethod
+    def trajectory(self, model: Model, task: Task, *, spectral: bool, run: Run) -> Iterator[Step]:
+        """Move ``model.module`` in place, yielding before the first step and after each.
+
+        With ``spectral`` off this is the control: the same training without the lock's own term.
+        """
+
+    @abstractmethod
+    def total_steps(self, task: Task) -> int:
+        """How many steps :meth:`trajectory` takes after the first yield."""
+
+    def __call__(self, model: Model, task: Task, *, folder: Path | None = None) -> Locked:
+        """Lock a copy of ``model``. With ``folder``, a killed run goes on from what is kept there.
+
+        Raises :class:`InputError` when the model does not do the retain task: there would be nothing to keep.
+        """
+        with _folder(folder) as kept, Meter() as meter:
+            locked = model.copy()
+            guard = _Guard(self, locked, task, kept)
+            for step in self.trajectory(locked, task, spectral=True, run=guard.run):
+                if not guard.consider(step):
+                    break
+            guard.restore_()
+        return Locked(locked, self._card(model, locked, task, guard, meter))
+
+    def control(self, model: Model, task: Task, *, stop_at: int, folder: Path | None = None) -> Model:
+        """A copy trained as the lock trains, with its spectral term off, for ``stop_at`` steps."""
+        with _folder(folder) as kept:
+            control = model.copy()
+            for step in self.trajectory(control, task, spectral=False, run=Run.in_folder(kept)):
+                if step.diverged:
+                    raise InputError(f"the control of {self.name} diverged at step {step.index}: its lr is too high.")
+                if step.index >= stop_at:
+                    break
+        return control
+
+    def _card(self, base: Model, locked: Model, task: Task, guard: _Guard, meter: Meter) -> dict[str, Any]:
+        from speclock.models import fingerprint
+
+        return {
+            "format": CARD_FORMAT,
+            "lock": self.name,
+            "config": dataclasses.asdict(self),
+            "seed": self.seed,
+            "base": {"name": base.name, "fingerprint": fingerprint(base), "source": dataclasses.asdict(base.source)},
+            "fingerprint": fingerprint(locked),
+            "retain_task": task.describe(),
+            "utility_base": guard.curve[0][1],
+            "utility_locked": guard.best_utility,
+            "strength_base": guard.curve[0][2],
+            "strength_locked": guard.best_strength,
+            "chosen_step": guard.best_step,
+            "steps": self.total_steps(task),
+            "curve": guard.curve,
+            "status": "diverged" if guard.diverged_at is not None else "ok",
+            "diverged_at": guard.diverged_at,
+            "seconds": meter.seconds,
+            "peak_memory_mb": meter.peak_memory_mb,
+            "environment": environment(),
+        }
+
+
+@dataclass
+class Run:
+    """What a resumable run carries from one process to the next."""
+
+    checkpoint: Checkpoint
+    carried: tuple[Stateful, ...] = ()
+
+    @classmethod
+    def in_folder(cls, folder: Path, *carried: Stateful) -> Run:
+        """A run whose states are kept under ``folder``."""
+        from speclock.training import Checkpoint
+
+        states = folder / "states"
+        states.mkdir(exist_ok=True)
+        return cls(Checkpoint(states), carried)
+
+
+class _Guard:
+    """Watches utility and strength along a lock's path and keeps the strongest state that holds."""
+
+    def __init__(self, lock: Lock, model: Model, task: Task, folder: Path) -> None:
+        self.lock = lock
+        self.model = model
+        self.task = task
+        self.run = Run.in_folder(folder, self)
+        total = lock.total_steps(task)
+        self.due = {round(total * i / lock.evaluations) for i in range(lock.evaluations + 1)}
+        self.curve: list[list[float]] = []
+        """[step, utility, strength] at each evaluation."""
+        self.best_state: dict[str, Tensor] = {}
+        self.best_step = 0
+        self.best_utility = math.nan
+        self.best_strength = -math.inf
+        self.diverged_at: int | None = None
+
+    def consider(self, step: Step) -> bool:
+        """Take one step into account; False when there is no use in going on."""
+        if step.diverged:
+            self.diverged_at = step.index
+            return False
+        if step.index not in self.due:
+            return True
+        utility = self.task.score(self.model.module, self.model)
+        if math.isnan(utility):
+            self.diverged_at = step.index
+            return False
+        strength = mean_top_sigma(self.model.module, self.lock)
+        self.curve.append([step.index, utility, strength])
+        if step.index == 0 and utility < self.task.chance + _ABOVE_CHANCE:
+            raise InputError(
+                f"{self.model.name} does not do {self.task.name}: it scores {utility:.1%} where chance is "
+                f"{self.task.chance:.1%}. Make a base that does with: "
+                f"speclock train {self.model.name} --task {self.task.name} --out DIR"
+            )
+        holds = utility >= self.curve[0][1] - self.lock.max_utility_drop
+        if holds and strength > self.best_strength:
+            # On the host: a second copy on the device would halve the model that can be locked there.
+            state = self.model.module.state_dict()
+            self.best_state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+            self.best_step, self.best_utility, self.best_strength = step.index, utility, strength
+        return True
+
+    def restore_(self) -> None:
+        """Put the kept state into the model."""
+        self.model.module.load_state_dict(self.best_state)
+        self.model.module.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        best = [self.best_step, self.best_utility, self.best_strength]
+        return {"curve": self.curve, "best": best, "best_state": self.best_state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.curve, self.best_state = state["curve"], state["best_state"]
+        self.best_step, self.best_utility, self.best_strength = state["best"]
+
+
+def mean_top_sigma(module: nn.Module, lock: Lock) -> float:
+    """(1/n) Σ σ over the top ``top_k`` singular values of every weight matrix the lock moves."""
+    values = [value for sigma in penalty_of(module, lock).sigma().values() for value in sigma.tolist()]
+    return sum(values) / len(values)
+
+
+def penalty_of(module: nn.Module, lock: Lock) -> SpectralPenalty:
+    """The spectral penalty over the weight matrices that the lock's patterns choose."""
+    from speclock.spectra import SpectralPenalty
+
+    return SpectralPenalty(module, top_k=lock.top_k, include=lock.include, exclude=lock.exclude, seed=lock.seed)
+
+
+def lock(model: Model | nn.Module, task: Task, how: Lock, *, folder: Path | None = None) -> Locked:
+    """Lock a copy of ``model`` with ``how``, keeping what it does on ``task``; see :class:`Lock`."""
+    from speclock.models import Model, wrap
+
+    return how(model if isinstance(model, Model) else wrap(model), task, folder=folder)
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The lock card in a locked model's folder, or None where there is none."""
+    path = folder / "speclock.json"
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a lock card: {error}. Fetch the folder again.") from None
+    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
+        raise InputError(f"{path} is not a lock card ({CARD_FORMAT}). Fetch the folder again.")
+    return card
+
+
+def _folder(folder: Path | None) -> Any:
+    import contextlib
+
+    return contextlib.nullcontext(folder) if folder else _Temporary()
+
+
+class _Temporary(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+    def __enter__(self) -> Path:  # type: ignore[override]
+        return Path(super().__enter__())

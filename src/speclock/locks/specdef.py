@@ -1,0 +1,86 @@
+"""SpecDef: gradient ascent on the top singular values beside a retain loss (paper, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from speclock.errors import InputError
+from speclock.locks.base import Lock, Run, penalty_of
+from speclock.recipe import Schooling
+from speclock.registry import unknown
+
+if TYPE_CHECKING:
+    from speclock.models import Model
+    from speclock.tasks.base import Task
+    from speclock.training import Loss, Step
+
+RETAIN = ("task", "kl", "task+kl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecDef(Schooling, Lock):
+    """``W ← W − η ∇[ α·ℓ_retain − (1−α)·(1/n) Σᵢ σᵢ ]`` over the top k σ of every weight matrix.
+
+    The defaults suit a pretrained transformer of some 20M weights. The paper's own settings: for ResNet-18
+    ``alpha=0.5, top_k=1, optimizer="adadelta", lr=1.0, epochs=10, schedule="step", batch_size=32`` and for
+    language models ``alpha=0.99, top_k=2, retain="task+kl", epochs=10`` (appendix B.2).
+    """
+
+    alpha: float = 0.5
+    """Weight of the retain loss; the singular values are pulled with weight 1 − α."""
+    retain: str = "task+kl"
+    """Retain loss: the task's own (task), the KL divergence to the base (kl), or their sum (task+kl)."""
+    optimizer: str = "adam"
+    """An optimizer of torch.optim in lower case, or sgd-momentum."""
+    lr: float = 2e-4
+    """Peak learning rate."""
+
+    name: ClassVar[str] = "specdef"
+
+    def __post_init__(self) -> None:
+        Schooling.__post_init__(self)
+        Lock.__post_init__(self)
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha is {self.alpha}; it must lie in [0, 1].")
+        if self.retain not in RETAIN:
+            raise InputError(unknown("retain loss", self.retain, list(RETAIN)))
+
+    def trajectory(self, model: Model, task: Task, *, spectral: bool, run: Run) -> Iterator[Step]:
+        from speclock.training import fit
+
+        penalty = penalty_of(model.module, self)
+        yield from fit(
+            model.module,
+            task,
+            model,
+            self,
+            steps=self.total_steps(task),
+            loss=self._retain_loss(model, task),
+            add_gradient_=(lambda: penalty.add_gradient_(self.alpha - 1)) if spectral else None,
+            checkpoint=run.checkpoint,
+            carried=(penalty, *run.carried),
+        )
+
+    def _retain_loss(self, model: Model, task: Task) -> Loss:
+        """``α·ℓ_retain``; the base that the KL term compares with is the model as it is handed in."""
+        import torch
+        import torch.nn.functional as F
+
+        base = model.copy().module.eval().requires_grad_(False) if "kl" in self.retain else None
+
+        def loss(module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            logits = task.logits(module, batch).float()
+            total = logits.new_zeros(())
+            if "task" in self.retain:
+                total = total + F.cross_entropy(logits, batch["labels"])
+            if base is not None:
+                with torch.no_grad():
+                    wanted = task.logits(base, batch).float().log_softmax(-1)
+                total = total + F.kl_div(
+                    logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True
+                )
+            return self.alpha * total
+
+        return loss

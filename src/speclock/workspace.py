@@ -1,0 +1,148 @@
+"""Outputs that are whole or not there, and runs that can be killed and resumed.
+
+A command that takes ``--out DIR`` works in ``DIR.partial`` beside it and puts ``DIR`` in place with one
+rename when everything is written. What a killed run leaves is ``DIR.partial``, which ``--resume`` picks up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from speclock.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all (temporary file, flush to disk, rename)."""
+    with _readable_os_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files private; an output is as readable as any other file of the user's.
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` that becomes ``path`` when the block ends well.
+
+    An empty folder at ``path`` is replaced; one that holds something raises :class:`InputError`. When the
+    block fails, by a full disk for one, nothing is left behind.
+    """
+    check_free(path)
+    with _readable_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            os.chmod(temporary, 0o777 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def check_free(path: Path) -> None:
+    """Raise :class:`InputError` unless ``path`` is missing or an empty folder."""
+    with _readable_os_errors(path):
+        if path.is_dir():
+            held = sorted(entry.name for entry in path.iterdir())
+            if held:
+                raise InputError(f"{path} already holds {_few(held)}. Choose another --out, or empty it.")
+        elif path.exists():
+            raise InputError(f"{path} is a file; --out names a folder.")
+
+
+class Workspace:
+    """``OUT.partial``: what a run has done so far, claimed by one process, bound to one request.
+
+    ``request`` is what was asked for (JSON-able). A later run may go on with the folder only when its own
+    request is equal, so a resumed result is the result of one command and not of two.
+    """
+
+    def __init__(self, out: Path, request: dict[str, Any], *, resume: bool = False) -> None:
+        self.out = out
+        self.folder = out.with_name(out.name + ".partial")
+        asked = json.loads(json.dumps(request))
+        kept = self.folder / "request.json"
+        check_free(out)
+        with _readable_os_errors(self.folder):
+            if kept.exists():
+                _check_same(json.loads(kept.read_text()), asked, self.folder, resume)
+            elif self.folder.exists() and any(self.folder.iterdir()):
+                raise InputError(f"{self.folder} is in the way and is no run of speclock's. Move it away.")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._claim()
+            write_text(kept, json.dumps(asked, indent=1))
+
+    def _claim(self) -> None:
+        import fcntl
+
+        # Held until the process ends, however it ends; nothing stale can be left by kill -9.
+        self._lock = (self.folder / "claimed").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.folder}: another process is at work there. Wait for it to end.") from None
+
+    def close(self) -> None:
+        """Remove the folder: ``OUT`` is in place, or the run failed on bad input and left nothing to keep."""
+        self._lock.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _check_same(kept: dict[str, Any], asked: dict[str, Any], folder: Path, resume: bool) -> None:
+    if not resume:
+        raise InputError(f"{folder} holds an unfinished run. Add --resume to go on with it, or delete it.")
+    differ = [key for key in {**kept, **asked} if kept.get(key) != asked.get(key)]
+    if differ:
+        key = differ[0]
+        raise InputError(
+            f"{folder} was begun with {key}={kept.get(key)!r}, and this run asks for {asked.get(key)!r}. "
+            f"Ask for the same, or delete it to start anew."
+        )
+
+
+@contextlib.contextmanager
+def _readable_os_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one line that names the path and the mend."""
+    try:
+        yield
+    except OSError as error:
+        mend = {
+            errno.ENOSPC: "Free some disk space and run the command again.",
+            errno.EDQUOT: "Free some of your disk quota and run the command again.",
+            errno.EROFS: "The file system is read-only; choose an --out elsewhere.",
+            errno.EACCES: "The folder is not writable; choose an --out elsewhere.",
+            errno.EPERM: "The folder is not writable; choose an --out elsewhere.",
+        }.get(error.errno or 0, "Choose an --out that can be written.")
+        raise InputError(f"cannot write {path}: {error.strerror or error}. {mend}") from error
+
+
+def _umask() -> int:
+    # There is no way to read the mask without setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
