@@ -1,0 +1,166 @@
+"""Fresh initial values: of a whole architecture, or of its classification head alone.
+
+Everything is drawn on the CPU from the seed, whatever device the model is on, so that every machine and
+every copy gets the same values; torch's global random state is left as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from speclock.errors import InputError
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's CPU generator starts at ``seed`` inside, and is put back afterwards."""
+    # torch.manual_seed would reseed the accelerators too, which nothing here draws from.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def fresh(module: nn.Module, seed: int, build: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The architecture of ``module`` with initial weights, in the same dtypes and on the same devices.
+
+    ``build`` makes it where given; a Hugging Face model is built from its configuration; any other module is
+    copied and every submodule's ``reset_parameters`` called.
+    Raises :class:`InputError` naming the parameters that no reset touches.
+    """
+    with seeded(seed), torch.device("cpu"):
+        if build is not None:
+            new = build()
+        elif isinstance(module, PreTrainedModel):
+            new = type(module)(copy.deepcopy(module.config))
+        else:
+            new = copy.deepcopy(module).to("cpu")
+            reset_(new)
+    _match_(new, module)
+    return new.train(module.training)
+
+
+def reset_(module: nn.Module, family: PreTrainedModel | None = None) -> None:
+    """Draw every parameter anew: by every submodule's ``reset_parameters``, children before parents, and then
+    by the rules of the Hugging Face ``family`` that the module is a part of.
+
+    Raises :class:`InputError` naming the parameters that neither touches.
+    """
+    parameters = list(module.named_parameters())
+    with torch.no_grad():
+        # NaN marks what has not been drawn yet; a look at who owns a reset would miss a parent that fills
+        # its children, and believe one that forgets a parameter of its own.
+        for _, parameter in parameters:
+            parameter.fill_(torch.nan)
+    for submodule in reversed(list(module.modules())):
+        # Attention and the transformer of torch.nn keep theirs under a private name.
+        reset = getattr(submodule, "reset_parameters", None) or getattr(submodule, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+    if family is not None:
+        module.apply(family._init_weights)
+    left = [name for name, parameter in parameters if not parameter.isfinite().all()]
+    if left:
+        raise InputError(
+            f"{type(module).__name__} cannot be freshly initialised: no reset_parameters() draws "
+            f"{', '.join(left)}. Give wrap(…, build=…) a function that builds the module untrained."
+        )
+
+
+# Which part is replaced for a task with other labels: the whole head, not only its last linear layer. The
+# dense layer that RoBERTa or DeBERTa puts before the last one was trained, and locked, for the old labels.
+# To keep it would give base, locked, scratch and control different heads to start from, and would let a lock
+# count weights that any attacker throws away; transformers too calls all of it new on a bare encoder.
+
+
+def head_names(module: nn.Module) -> list[str]:
+    """Names of the submodules that make up the classification head.
+
+    A Hugging Face model's head is everything beside its backbone (``classifier``, ``score``, DeBERTa's
+    ``pooler``); another module's is the ``nn.Linear`` registered last.
+    Raises :class:`InputError` where there is none, or where it is a language-modelling head.
+    """
+    if not isinstance(module, PreTrainedModel):
+        linear = [name for name, submodule in module.named_modules() if type(submodule) is nn.Linear]
+        if not linear:
+            raise InputError(
+                f"{type(module).__name__} has no nn.Linear, so no head that a new task could use."
+            )
+        return linear[-1:]
+    if module.get_output_embeddings() is not None:
+        raise InputError(
+            f"{type(module).__name__} predicts tokens and has no classification head. "
+            f'Load it with kind="classification".'
+        )
+    backbone = module.base_model
+    names = [name for name, child in module.named_children() if child is not backbone and _has_weights(child)]
+    if backbone is module or not names:
+        raise InputError(
+            f"{type(module).__name__} has no classification head. Use its …ForSequenceClassification or "
+            f"…ForImageClassification class."
+        )
+    return names
+
+
+def replace_head_(module: nn.Module, labels: tuple[str, ...], seed: int) -> None:
+    """Put a fresh head for ``labels`` on ``module``; the same seed gives every copy the same head.
+
+    Raises :class:`InputError` for fewer than two or repeated labels, or a module without a head.
+    """
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise InputError(f"labels {labels} cannot name a head's outputs: give at least two, all different.")
+    names = head_names(module)
+    if isinstance(module, PreTrainedModel):
+        set_labels_(module.config, labels)
+        # On the meta device the backbone of a 7B model costs nothing.
+        with torch.device("meta"):
+            shell = type(module)(copy.deepcopy(module.config))
+        heads = [_drawn(shell.get_submodule(name).to_empty(device="cpu"), seed, shell) for name in names]
+        if hasattr(module, "num_labels"):
+            module.num_labels = len(labels)  # type: ignore[assignment]
+    else:
+        last = module.get_submodule(names[0])
+        assert isinstance(last, nn.Linear)
+        # Building a layer draws from the generator before the layer is drawn as asked.
+        with seeded(seed), torch.device("cpu"):
+            heads = [_drawn(nn.Linear(last.in_features, len(labels), bias=last.bias is not None), seed)]
+    like = next(module.parameters())
+    for name, head in zip(names, heads, strict=True):
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, head.to(like.device, like.dtype).train(module.training))
+
+
+def _drawn(head: nn.Module, seed: int, family: PreTrainedModel | None = None) -> nn.Module:
+    with seeded(seed):
+        reset_(head, family)
+    return head
+
+
+def set_labels_(config: PretrainedConfig, labels: tuple[str, ...]) -> None:
+    """Make a Hugging Face configuration say what the head's outputs mean."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _match_(new: nn.Module, like: nn.Module) -> None:
+    """Give every tensor of ``new`` the dtype and device of its namesake: in a half-precision model some
+    buffers, the rotary frequencies for one, stay in fp32."""
+    wanted = dict(_tensors(like))
+    for name, tensor in _tensors(new):
+        if name in wanted:
+            tensor.data = tensor.data.to(wanted[name].device, wanted[name].dtype)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return itertools.chain(module.named_parameters(), module.named_buffers())
