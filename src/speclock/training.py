@@ -7,8 +7,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from speclock.environment import Meter, environment
 from speclock.errors import InputError
-from speclock.recipe import Recipe
+from speclock.recipe import Recipe, Schooling
 from speclock.registry import unknown
+from speclock.models import Model
 from speclock.tasks.base import Batch, Encoder, Task
 
 Loss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
@@ -36,6 +39,7 @@ class Step(NamedTuple):
     """The loss or the gradient stopped being finite; the weights are those before the step."""
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What a checkpoint can carry beside the model and the optimizer."""
 
@@ -160,6 +164,34 @@ def fit(
         # Mixed precision wraps the module's forward in place; the caller gets its module back as it was.
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         accelerator.free_memory()
+
+
+def school(model: Model, task: Task, recipe: Schooling, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+    """Train ``model`` in place to do ``task`` and return the record of it, JSON-able.
+
+    Raises :class:`InputError` when the training diverges.
+    """
+    steps = recipe.total_steps(task)
+    with Meter() as meter:
+        for step in fit(model.module, task, model, recipe, steps=steps, checkpoint=checkpoint, title="train"):
+            if step.diverged:
+                raise InputError(
+                    f"training diverged at step {step.index}: lr {recipe.lr:g} is too high for {recipe.optimizer}. "
+                    f"Lower it, or clip gradients."
+                )
+        model.module.eval()
+        score = task.score(model.module, model)
+    return {
+        "format": "speclock-train/1",
+        "model": {"name": model.name, "source": asdict(model.source)},
+        "task": task.describe(),
+        "config": asdict(recipe),
+        "steps": steps,
+        "score": score,
+        "seconds": meter.seconds,
+        "peak_memory_mb": meter.peak_memory_mb,
+        "environment": environment(),
+    }
 
 
 class _Progress:

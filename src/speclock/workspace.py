@@ -74,24 +74,35 @@ def check_free(path: Path) -> None:
 class Workspace:
     """``OUT.partial``: what a run has done so far, claimed by one process, bound to one request.
 
-    ``request`` is what was asked for (JSON-able). A later run may go on with the folder only when its own
-    request is equal, so a resumed result is the result of one command and not of two.
+    ``request`` is what was asked for (JSON-able); the finished ``OUT`` holds it too, as ``request`` in the JSON
+    file ``record``. A later run may go on with the folder only when its own request is equal, so a resumed
+    result is the result of one command and not of two.
     """
 
-    def __init__(self, out: Path, request: dict[str, Any], *, resume: bool = False) -> None:
+    finished: dict[str, Any] | None = None
+    """The record of ``OUT``, where a resumed run finds that nothing is left to do."""
+
+    def __init__(self, out: Path, request: dict[str, Any], *, record: str, resume: bool = False) -> None:
         self.out = out
         self.folder = out.with_name(out.name + ".partial")
-        asked = json.loads(json.dumps(request))
+        self.request = json.loads(json.dumps(request))
         kept = self.folder / "request.json"
-        check_free(out)
+        self.resumed = kept.exists()
         with _readable_os_errors(self.folder):
-            if kept.exists():
-                _check_same(json.loads(kept.read_text()), asked, self.folder, resume)
-            elif self.folder.exists() and any(self.folder.iterdir()):
-                raise InputError(f"{self.folder} is in the way and is no run of speclock's. Move it away.")
+            done = out / record
+            if resume and done.is_file():
+                # Killed after the last rename, or not at all.
+                self.finished = json.loads(done.read_text(encoding="utf-8"))
+                _check_same(self.finished.get("request") or {}, self.request, out, resume)
+            else:
+                check_free(out)
+                if kept.exists():
+                    _check_same(json.loads(kept.read_text()), self.request, self.folder, resume)
+                elif self.folder.exists() and any(entry.name != "claimed" for entry in self.folder.iterdir()):
+                    raise InputError(f"{self.folder} is in the way and is no run of speclock's. Move it away.")
             self.folder.mkdir(parents=True, exist_ok=True)
             self._claim()
-            write_text(kept, json.dumps(asked, indent=1))
+            write_text(kept, json.dumps(self.request, indent=1))
 
     def _claim(self) -> None:
         import fcntl
@@ -102,6 +113,14 @@ class Workspace:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{self.folder}: another process is at work there. Wait for it to end.") from None
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # Bad input leaves nothing worth going on with, unless an earlier run had got further.
+        if kind is not None and issubclass(kind, InputError) and not self.resumed:
+            self.close()
 
     def close(self) -> None:
         """Remove the folder: ``OUT`` is in place, or the run failed on bad input and left nothing to keep."""

@@ -63,6 +63,8 @@ class Record:
     environment: dict[str, Any]
     seconds: float = 0.0
     command: str = ""
+    request: dict[str, Any] = field(default_factory=dict)
+    """What a resumed command must ask for to be the same one."""
     summary: dict[str, Any] = field(default_factory=dict)
     flags: list[dict[str, str]] = field(default_factory=list)
     verdict: str = ""

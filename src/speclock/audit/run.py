@@ -46,7 +46,6 @@ def audit(
     steps: int | None = None,
     seeds: int = 1,
     folder: Path | None = None,
-    command: str = "",
 ) -> Record:
     """Attack base, scratch, control and locked model with one suite and say what the lock is worth.
 
@@ -77,7 +76,6 @@ def audit(
         spectra=_spectra(base, model),
         environment=environment(),
         seconds=round(time.perf_counter() - start, 1),
-        command=command,
     )
     record.summary = summarise(record, utility_base, utility_locked, budget)
     record.flags = raised(record)

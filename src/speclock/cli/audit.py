@@ -50,10 +50,7 @@ def command(
     from speclock.workspace import Workspace, new_folder
 
     chosen = SUITES[suite]
-    retain, attack = tasks.load(retain_task, **reading), tasks.load(attack_task, **reading)
     before, after = models.load(base), models.load(str(locked))
-    retain.check_head(before)
-    attack.check_kind(before)
     card = read_card(locked)
     request = {
         "command": "audit",
@@ -66,25 +63,33 @@ def command(
         "seeds": seeds,
         **reading,
     }
-    work = Workspace(out, request, resume=resume)
-    record = audit(
-        base=before,
-        locked=after if card is None else Locked(after, card),
-        retain=retain,
-        attack=attack,
-        suite=chosen,
-        steps=steps,
-        seeds=seeds,
-        folder=work.folder,
-        command=shlex.join(["speclock", *sys.argv[1:]]),
-    )
-    with new_folder(out) as folder:
-        record.save(folder)
+    work = Workspace(out, request, record="audit.json", resume=resume)
+    record = work.finished
+    if record is None:
+        with work:
+            retain, attack = tasks.load(retain_task, **reading), tasks.load(attack_task, **reading)
+            retain.check_head(before)
+            attack.check_kind(before)
+            found = audit(
+                base=before,
+                locked=after if card is None else Locked(after, card),
+                retain=retain,
+                attack=attack,
+                suite=chosen,
+                steps=steps,
+                seeds=seeds,
+                folder=work.folder,
+            )
+            found.command = shlex.join(["speclock", *sys.argv[1:]])
+            found.request = work.request
+            with new_folder(out) as folder:
+                found.save(folder)
+            record = found.to_dict()
     work.close()
     if as_json:
-        click.echo(json.dumps(record.to_dict()["summary"], indent=1))
+        click.echo(json.dumps(record["summary"], indent=1))
         return
-    click.echo(record.verdict)
-    for flag in record.flags:
+    click.echo(record["verdict"])
+    for flag in record["flags"]:
         click.echo(f"flag {flag['name']}: {flag['why']}.")
     click.echo(f"{out / 'report.html'}")

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from speclock.errors import InputError
-from speclock.cli.options import OUT, TASK_HELP, field_options, given, task_options
+from speclock.cli.options import OUT, READING, TASK_HELP, field_options, given, task_options
 from speclock.locks import LOCKS
 
 
@@ -43,24 +42,23 @@ def command(
     from speclock import models, tasks
     from speclock.workspace import Workspace
 
-    reading = {name: options.pop(name) for name in ("max_length", "text_column", "label_column")}
+    reading = {name: options.pop(name) for name in READING}
     cls = LOCKS[lock_name]
     lock = cls(**given(ctx, cls, options, f"--lock {lock_name}"))
-    retain = tasks.load(task, **reading)
-    base = models.load(model)
-    retain.check_head(base)
     request = {"command": "lock", "model": model, "task": task, "lock": lock_name, **reading, **vars(lock)}
-    work = Workspace(out, request, resume=resume)
-    try:
-        locked, card = lock(base, retain, folder=work.folder)
-    except InputError:
-        work.close()
-        raise
-    text = json.dumps(card, indent=1)
-    models.save(locked, out, extra={"speclock.json": text})
+    work = Workspace(out, request, record="speclock.json", resume=resume)
+    card = work.finished
+    if card is None:
+        with work:
+            retain = tasks.load(task, **reading)
+            base = models.load(model)
+            retain.check_head(base)
+            locked, card = lock(base, retain, folder=work.folder)
+            card = {**card, "request": work.request}
+            models.save(locked, out, extra={"speclock.json": json.dumps(card, indent=1)})
     work.close()
     if as_json:
-        click.echo(text)
+        click.echo(json.dumps(card, indent=1))
         return
     click.echo(
         f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%}, mean top-{lock.top_k} σ "

@@ -21,6 +21,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 OUT = click.Path(path_type=Path)
 
+READING = ("max_length", "text_column", "label_column")
+"""The options of :func:`task_options`: arguments of ``tasks.load``."""
+
 
 class Number(click.ParamType):
     """A finite number, or `none` where the field allows it."""
@@ -86,9 +89,7 @@ def _click_type(hint: Any) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    if value == ():
-        return "all"
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if value is None or value == () else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def given(ctx: click.Context, cls: type, values: Mapping[str, Any], chosen: str) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from speclock.errors import InputError
-from speclock.cli.options import OUT, TASK_HELP, field_options, given, task_options
+from speclock.cli.options import OUT, READING, TASK_HELP, field_options, given, task_options
 from speclock.recipe import Schooling
 
 
@@ -28,30 +29,25 @@ def command(ctx: click.Context, model: str, task: str, out: Path, resume: bool, 
     Example: speclock train minilm --task newsgroups:sci.space,rec.autos --out base
     """
     from speclock import models, tasks
-    from speclock.locks.base import Run
-    from speclock.training import fit
+    from speclock.training import Checkpoint, school
     from speclock.workspace import Workspace
 
-    reading = {name: options.pop(name) for name in ("max_length", "text_column", "label_column")}
+    reading = {name: options.pop(name) for name in READING}
     recipe = Schooling(**given(ctx, Schooling, options, "train"))
-    learned = tasks.load(task, **reading)
-    loaded = models.load(model, labels=learned.labels, seed=recipe.seed)
-    learned.check_head(loaded)
-    work = Workspace(out, {"command": "train", "model": model, "task": task, **reading, **vars(recipe)}, resume=resume)
-    steps = recipe.total_steps(learned)
-    run = Run.in_folder(work.folder)
-    last = None
-    for last in fit(loaded.module, learned, loaded, recipe, steps=steps, checkpoint=run.checkpoint, title="train"):
-        if last.diverged:
-            work.close()
-            raise InputError(
-                f"training diverged at step {last.index}: --lr {recipe.lr:g} is too high for {recipe.optimizer}. "
-                f"Lower it, or set --clip 1."
-            )
-    score = learned.score(loaded.module, loaded)
-    models.save(loaded, out)
+    request = {"command": "train", "model": model, "task": task, **reading, **vars(recipe)}
+    work = Workspace(out, request, record="train.json", resume=resume)
+    record = work.finished
+    if record is None:
+        with work:
+            learned = tasks.load(task, **reading)
+            base = models.load(model)
+            learned.check_kind(base)
+            base = models.load(model, labels=learned.labels, seed=recipe.seed)
+            record = {**school(base, learned, recipe, checkpoint=Checkpoint(work.folder)), "request": work.request}
+            models.save(base, out, extra={"train.json": json.dumps(record, indent=1)})
     work.close()
+    learned_task = record["task"]
     click.echo(
-        f"{out}: {learned.name} {learned.metric} {score:.1%} after {steps} steps "
-        f"(chance {learned.chance:.1%}, {len(learned.test)} test examples)."
+        f"{out}: {learned_task['name']} {learned_task['metric']} {record['score']:.1%} after {record['steps']} steps "
+        f"(chance {learned_task['chance']:.1%}, {learned_task['test']} test examples)."
     )

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ Split = Literal["train", "test"]
 Modality = Literal["image", "text"]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What a task needs of a model to turn its examples into tensors (see ``speclock.models.Model``)."""
 
@@ -264,7 +265,11 @@ def _metric(metric: str, answers: Int[Tensor, " n"], truth: Int[Tensor, " n"]) -
 
 
 def _stratified(examples: Examples, size: int | None, classes: int, seed: int) -> Examples:
-    """At most ``size`` rows, each class in proportion (largest remainders), shuffled by ``seed``."""
+    """At most ``size`` rows, each class in proportion (largest remainders), shuffled by ``seed``.
+
+    A class too rare for its share to round up to one row still keeps one, where ``size`` allows, at the
+    expense of the commonest.
+    """
     if size is None or size >= len(examples):
         return examples
     if size < 1:
@@ -273,5 +278,10 @@ def _stratified(examples: Examples, size: int | None, classes: int, seed: int) -
     exact = np.bincount(examples.labels, minlength=classes) * (size / len(examples))
     quota = np.floor(exact).astype(int)
     quota[np.argsort(quota - exact, kind="stable")[: size - quota.sum()]] += 1
+    present = exact > 0
+    if size >= present.sum():
+        for rare in np.flatnonzero(present & (quota == 0)):
+            quota[quota.argmax()] -= 1
+            quota[rare] = 1
     rows = [rng.permutation(np.flatnonzero(examples.labels == c))[: quota[c]] for c in range(classes)]
     return examples.take(rng.permutation(np.concatenate(rows)))

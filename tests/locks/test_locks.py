@@ -1,0 +1,177 @@
+"""The contract of every lock, and what each does to the spectrum."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import speclock
+from speclock.errors import InputError
+from speclock.locks import LOCKS
+from speclock.locks.base import Lock, mean_top_sigma
+from speclock.models import Model, fingerprint
+from speclock.spectra import weight_matrices
+from speclock.tasks.base import Task
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "specdef": {"alpha": 0.5, "top_k": 1, "optimizer": "adam", "lr": 1e-3, "steps": 20, "evaluations": 4},
+    "rescale": {"top_k": 1, "factor": 1.5, "evaluations": 3, "max_utility_drop": 1.0},
+}
+
+
+def test_every_lock_is_in_the_contract() -> None:
+    assert set(SETTINGS) == set(LOCKS)
+
+
+@pytest.fixture(params=sorted(SETTINGS))
+def lock(request: pytest.FixtureRequest) -> Lock:
+    return LOCKS[request.param](**SETTINGS[request.param])
+
+
+def test_contract(lock: Lock, base: Model, digits: Task) -> None:
+    before = fingerprint(base)
+    locked, card = lock(base, digits)
+    assert fingerprint(base) == before, "a lock never changes the model it was handed"
+    assert fingerprint(locked) == card["fingerprint"] != before
+    assert card["strength_locked"] > 1.05 * card["strength_base"]
+    assert mean_top_sigma(locked.module, lock) == pytest.approx(card["strength_locked"], rel=1e-3)
+    assert card["utility_locked"] == digits.score(locked.module, locked)
+    assert card["utility_locked"] >= card["utility_base"] - lock.max_utility_drop
+    assert [step for step, *_ in card["curve"]] == sorted({step for step, *_ in card["curve"]})
+    assert fingerprint(lock(base, digits).model) == card["fingerprint"], "same seed, same result"
+
+
+def test_the_control_lacks_only_the_spectral_term(lock: Lock, base: Model, digits: Task) -> None:
+    control = lock.control(base, digits, stop_at=lock.total_steps(digits))
+    locked = lock(base, digits)
+    assert mean_top_sigma(control.module, lock) < 0.5 * (
+        mean_top_sigma(base.module, lock) + locked.card["strength_locked"]
+    )
+
+
+def test_rescale_multiplies_the_top_values_and_no_others(base: Model, digits: Task) -> None:
+    lock = LOCKS["rescale"](top_k=2, factor=3.0, evaluations=1, max_utility_drop=1.0)
+    locked = lock(base, digits).model
+    for before, after in zip(weight_matrices(base.module), weight_matrices(locked.module), strict=True):
+        one = torch.linalg.svdvals(before.matrix.detach().double())
+        two = torch.linalg.svdvals(after.matrix.detach().double())
+        one[:2] *= 3
+        torch.testing.assert_close(two, one.sort(descending=True).values, rtol=1e-4, atol=1e-6)
+
+
+def test_the_guard_falls_back_to_the_strongest_state_that_holds(base: Model, digits: Task) -> None:
+    lock = LOCKS["rescale"](top_k=4, factor=1e6, evaluations=12, max_utility_drop=0.02)
+    card = lock(base, digits).card
+    floor = card["utility_base"] - 0.02
+    holding = [point for point in card["curve"] if point[1] >= floor]
+    assert len(holding) < len(card["curve"]), "the last states must be broken for this to test anything"
+    step, utility, strength = max(holding, key=lambda point: point[2])
+    assert (card["chosen_step"], card["utility_locked"], card["strength_locked"]) == (step, utility, strength)
+
+
+def test_a_lock_that_diverges_returns_the_base(base: Model, digits: Task) -> None:
+    lock = LOCKS["specdef"](optimizer="sgd", lr=1e30, steps=20, evaluations=2)
+    locked, card = lock(base, digits)
+    assert (card["status"], card["chosen_step"]) == ("diverged", 0)
+    assert fingerprint(locked) == fingerprint(base)
+
+
+def test_alpha_one_pulls_nothing(base: Model, digits: Task) -> None:
+    lock = LOCKS["specdef"](**{**SETTINGS["specdef"], "alpha": 1.0, "max_utility_drop": 1.0})
+    one = lock.control(base, digits, stop_at=20)
+    two = base.copy()
+    from speclock.locks.base import Run
+
+    def run(path: Path) -> None:
+        for _ in lock.trajectory(two, digits, spectral=True, run=Run.in_folder(path)):
+            pass
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(Path(folder))
+    assert fingerprint(one) == fingerprint(two)
+
+
+@pytest.mark.parametrize("retain", ["task", "kl", "task+kl"])
+def test_the_step_is_algorithm_1s(retain: str, base: Model, digits: Task) -> None:
+    """One SGD step against a dense twin: autograd through svdvals, line 7 as the design writes it."""
+    lr, alpha, k = 1e-2, 0.3, 2
+    lock = LOCKS["specdef"](
+        alpha=alpha, top_k=k, retain=retain, optimizer="sgd", lr=lr, steps=1, evaluations=1, batch_size=800,
+        max_utility_drop=1.0,
+    )  # fmt: skip
+    moved = dict(lock(base, digits).model.module.named_parameters())
+    twin = base.copy()
+    twin.module.train()
+    batch = digits.encode(digits.train, twin)
+    logits = digits.logits(twin.module, batch)
+    wanted = digits.logits(base.module.eval(), batch).detach().log_softmax(-1)
+    losses = {
+        "task": torch.nn.functional.cross_entropy(logits, batch["labels"]),
+        "kl": (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean(),
+    }
+    spectra = [torch.linalg.svdvals(weight.matrix)[:k] for weight in weight_matrices(twin.module)]
+    total = alpha * sum(losses[part] for part in retain.split("+")) - (1 - alpha) * torch.cat(spectra).mean()
+    total.backward()
+    for name, parameter in twin.module.named_parameters():
+        expected = parameter.detach() - lr * parameter.grad
+        torch.testing.assert_close(moved[name].detach(), expected, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("stop", [3, 12])
+def test_a_killed_lock_resumes_to_the_same_card(
+    base: Model, digits: Task, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from speclock.training import Checkpoint
+
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+    lock = LOCKS["specdef"](**SETTINGS["specdef"])
+    whole = lock(base, digits)
+
+    class Killed(BaseException):
+        pass
+
+    trajectory = type(lock).trajectory
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        yield from itertools.islice(trajectory(*args, **kwargs), stop)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(type(lock), "trajectory", dies)
+        lock(base, digits, folder=tmp_path)
+    resumed = lock(base, digits, folder=tmp_path)
+    for key in ("fingerprint", "curve", "chosen_step", "utility_locked", "strength_locked"):
+        assert resumed.card[key] == whole.card[key]
+
+
+def test_a_model_that_does_not_do_its_task_is_refused(base: Model, digits: Task) -> None:
+    with pytest.raises(InputError, match=r"does not do mnist.*chance.*speclock train"):
+        LOCKS["specdef"](steps=1)(base.scratch(0), digits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"alpha": -0.1}, r"alpha is -0.1; it must lie in \[0, 1\]"),
+        ({"alpha": 1.5}, "alpha is 1.5"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"retain": "klt"}, "Did you mean 'kl'"),
+        ({"max_utility_drop": 2.0}, "max_utility_drop is 2.0"),
+    ],
+)
+def test_bad_settings_say_what_is_wrong(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        LOCKS["specdef"](**fields)
+
+
+def test_the_public_verb_takes_a_plain_module(base: Model, digits: Task) -> None:
+    model = speclock.wrap(base.copy().module, labels=digits.labels)
+    model.image_size = 28
+    locked = speclock.lock(model, digits, speclock.SpecDef(**SETTINGS["specdef"]))
+    assert locked.card["strength_locked"] > locked.card["strength_base"]

@@ -1,0 +1,219 @@
+"""The loop: determinism, resume, divergence, accumulation, schedules."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from speclock.errors import InputError
+from speclock.models import Model, fingerprint
+from speclock.recipe import Recipe, Schooling
+from speclock.spectra import SpectralPenalty
+from speclock.tasks.base import Task
+from speclock.training import Checkpoint, fit, optimizer_names
+
+
+def _trained(model: Model, task: Task, recipe: Recipe, steps: int) -> Model:
+    copy = model.copy()
+    for _ in fit(copy.module, task, copy, recipe, steps=steps):
+        pass
+    return copy
+
+
+class Dropping(nn.Module):
+    """A net with dropout, so that the random state matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 16), nn.Dropout(0.5), nn.Linear(16, 10))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.net(pixel_values)
+
+
+@pytest.fixture()
+def dropping() -> Model:
+    from speclock import wrap
+
+    torch.manual_seed(0)
+    model = wrap(Dropping(), modality="image")
+    model.image_size = 28
+    return model
+
+
+def test_same_seed_same_weights_and_another_seed_others(dropping: Model, digits: Task) -> None:
+    one, two = (_trained(dropping, digits, Recipe(seed=3), 8) for _ in range(2))
+    other = _trained(dropping, digits, Recipe(seed=4), 8)
+    assert fingerprint(one) == fingerprint(two) != fingerprint(other)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
+    dropping: Model, digits: Task, tmp_path: Path, stop: int
+) -> None:
+    recipe = Recipe(optimizer="adam", schedule="step", accumulate=2, batch_size=128, seed=1)
+    whole = _trained(dropping, digits, recipe, 12)
+
+    def run(model: Model) -> tuple:  # type: ignore[type-arg]
+        penalty = SpectralPenalty(model.module, top_k=1)
+        checkpoint = Checkpoint(tmp_path, every_seconds=0.0)
+        return fit(
+            model.module,
+            digits,
+            model,
+            recipe,
+            steps=12,
+            carried=(penalty,),
+            checkpoint=checkpoint,
+            add_gradient_=lambda: penalty.add_gradient_(-0.0),
+        )
+
+    killed = dropping.copy()
+    for step in itertools.islice(run(killed), stop + 2):
+        last = step.index
+    assert last == stop + 1
+    resumed = dropping.copy()
+    indices = [step.index for step in run(resumed)]
+    # The state is saved once the consumer asks for the next step, so the last step seen is run again.
+    assert indices == list(range(stop + 1, 13))
+    assert fingerprint(resumed) == fingerprint(whole)
+
+
+def test_a_half_written_state_is_not_loaded(dropping: Model, digits: Task, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, every_seconds=0.0)
+    model = dropping.copy()
+    for _ in itertools.islice(fit(model.module, digits, model, Recipe(), steps=9, checkpoint=checkpoint), 4):
+        pass
+    newest = checkpoint.newest()
+    assert newest is not None
+    assert [path.name for path in tmp_path.iterdir()] == [newest.name]
+    (tmp_path / "step-00000099.partial").mkdir()
+    assert checkpoint.newest() == newest
+
+
+def test_divergence_is_a_status_and_leaves_the_weights_before_it(dropping: Model, digits: Task) -> None:
+    model = dropping.copy()
+    steps = list(fit(model.module, digits, model, Recipe(optimizer="sgd", lr=1e30), steps=50))
+    assert steps[-1].diverged
+    assert steps[-1].index < 50
+    assert not any(step.diverged for step in steps[:-1])
+
+
+def test_accumulation_is_one_larger_batch(digits: Task) -> None:
+    from speclock import wrap
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 10))
+    model = wrap(net, modality="image")
+    small = _trained(model, digits, Recipe(optimizer="sgd", lr=0.1, batch_size=8, accumulate=4), 5)
+    large = _trained(model, digits, Recipe(optimizer="sgd", lr=0.1, batch_size=32), 5)
+    for one, two in zip(small.module.parameters(), large.module.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_clipping_bounds_the_step(dropping: Model, digits: Task) -> None:
+    clipped = _trained(dropping, digits, Recipe(optimizer="sgd", lr=1.0, clip=1e-3), 1)
+    moved = torch.cat(
+        [
+            (a - b).flatten()
+            for a, b in zip(clipped.module.parameters(), dropping.module.parameters(), strict=True)
+        ]
+    )
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def _rates(model: Model, task: Task, recipe: Recipe, steps: int) -> list[float]:
+    """Learning rates taken, read off plain SGD on a loss whose gradient is one."""
+    rates = []
+    for _ in fit(model.module, task, model, recipe, steps=steps, loss=lambda module, _: module.w.sum()):
+        rates.append(-model.module.w.item())
+    return [b - a for a, b in itertools.pairwise(rates)]
+
+
+class One(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1, 1]),
+        ("linear", [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("step", [1, 1, 0.5, 0.5, 0.25, 0.25]),
+        ("cosine", [(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]),
+    ],
+)
+def test_schedules(schedule: str, expected: list[float], digits: Task, base: Model) -> None:
+    from dataclasses import replace
+
+    recipe = Recipe(optimizer="sgd", lr=1.0, schedule=schedule, gamma=0.5, batch_size=400)
+    assert _rates(replace(base, module=One()), digits, recipe, 6) == pytest.approx(expected)
+
+
+def test_warm_up_rises_linearly(digits: Task, base: Model) -> None:
+    from dataclasses import replace
+
+    recipe = Recipe(optimizer="sgd", lr=1.0, warmup=3)
+    assert _rates(replace(base, module=One()), digits, recipe, 5) == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+
+
+@pytest.mark.parametrize("optimizer", sorted({*optimizer_names()} - {"muon", "lbfgs"}))
+def test_every_optimizer_trains(optimizer: str, dropping: Model, digits: Task) -> None:
+    rates = {"adadelta": 1.0, "adafactor": 1e-2, "asgd": 1e-2, "radam": 1e-2, "sgd": 1e-2, "sgd-momentum": 1e-2}
+    recipe = Recipe(optimizer=optimizer, lr=rates.get(optimizer, 1e-3), batch_size=64)
+    trained = _trained(dropping, digits, recipe, 12)
+    assert trained_score(trained, digits) > trained_score(dropping, digits) + 0.1
+
+
+def test_l_bfgs_asks_for_the_gradient_as_often_as_it_likes(digits: Task) -> None:
+    from speclock import wrap
+
+    torch.manual_seed(0)
+    model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 10)), modality="image")
+    trained = _trained(model, digits, Recipe(optimizer="lbfgs", lr=1.0, batch_size=800), 2)
+    descent = _trained(model, digits, Recipe(optimizer="sgd", lr=1e-3, batch_size=800), 2)
+    assert trained_score(trained, digits) > max(0.6, trained_score(descent, digits))
+
+
+def test_muon_says_why_it_cannot_train_biases(dropping: Model, digits: Task) -> None:
+    with pytest.raises(InputError, match="'muon' cannot train this model"):
+        _trained(dropping, digits, Recipe(optimizer="muon"), 1)
+
+
+def trained_score(model: Model, task: Task) -> float:
+    return task.score(model.module, model)
+
+
+def test_mixed_precision_leaves_the_module_as_it_was(dropping: Model, digits: Task) -> None:
+    model = dropping.copy()
+    before = model.module.forward
+    for _ in fit(model.module, digits, model, Recipe(precision="bf16"), steps=3):
+        pass
+    assert model.module.forward == before
+    assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"optimizer": "adamm"}, "Did you mean 'adam'"),
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"precision": "fp8"}, "Known: no, bf16, fp16"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"epochs": -1.0}, "epochs is -1.0"),
+        ({"warmup": -1}, "warmup is -1"),
+    ],
+)
+def test_bad_recipes_say_what_is_wrong(fields: dict, words: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(InputError, match=words):
+        Schooling(**fields)
