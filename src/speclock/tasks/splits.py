@@ -53,13 +53,17 @@ def group_split(
 
 
 def near_duplicate_groups(
-    texts: Sequence[str], threshold: float = 0.5, words: int = 5
+    texts: Sequence[str],
+    threshold: float = 0.5,
+    words: int = 5,
+    together: Sequence[tuple[int, int]] = (),
 ) -> Int[np.ndarray, " n"]:
     """A group number for each text; texts that share most of their wording have the same one.
 
     Two texts are linked when the shingles (runs of ``words`` words) they share are at least ``threshold``
     of the smaller one's, ``|A ∩ B| / min(|A|, |B|)``, so that a text and its extension are linked; groups
-    are the connected components. Exact, no hashing; cost grows with the number of shared shingles.
+    are the connected components. Rows named in a pair of ``together`` are linked whatever they say. Exact,
+    no hashing; cost grows with the number of shared shingles.
     """
     columns: dict[tuple[str, ...], int] = {}
     rows_of, columns_of = [], []
@@ -73,5 +77,7 @@ def near_duplicate_groups(
     shared = (has @ has.T).tocoo()
     sizes = has.getnnz(axis=1)
     near = shared.data >= threshold * np.minimum(sizes[shared.row], sizes[shared.col])
-    links = sparse.coo_matrix((shared.data[near], (shared.row[near], shared.col[near])), shape=shared.shape)
+    extra = np.array(together, dtype=np.int64).reshape(-1, 2)
+    ends = np.concatenate([shared.row[near], extra[:, 0]]), np.concatenate([shared.col[near], extra[:, 1]])
+    links = sparse.coo_matrix((np.ones(len(ends[0])), ends), shape=shared.shape)
     return connected_components(links, directed=False)[1].astype(np.int64)

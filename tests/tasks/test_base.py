@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from speclock.errors import InputError
+from speclock.tasks.base import Examples, Source
+from speclock.tasks.image import ImageClassification
+
+from .conftest import FakeEncoder
+
+HERE = Source("file", "here")
+
+
+def task_of(labels: np.ndarray, classes: int | None = None) -> ImageClassification:
+    """One-pixel images whose value is their row number."""
+    images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    examples = Examples(images, labels.astype(np.int64))
+    names = tuple("abcdefgh"[: classes or labels.max() + 1])
+    return ImageClassification("toy", examples, examples, names, HERE)
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
+    counts = draw(st.lists(st.integers(1, 30), min_size=2, max_size=5))
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return labels, draw(st.integers(len(counts), len(labels))), draw(st.integers(0, 2**32 - 1))
+
+
+@given(limits())
+def test_a_limit_keeps_the_proportions_and_repeats_no_row(case: tuple[np.ndarray, int, int]) -> None:
+    labels, size, seed = case
+    limited = task_of(labels).limit(train=size, seed=seed).train
+    assert len(limited) == size
+    assert len(np.unique(limited.inputs)) == size
+    np.testing.assert_array_equal(labels[limited.inputs.ravel()], limited.labels)
+    exact = np.bincount(labels) * size / len(labels)
+    kept = np.bincount(limited.labels, minlength=len(exact))
+    assert kept.min() >= 1
+    if exact.min() >= 1:
+        assert np.abs(kept - exact).max() < 1
+
+
+@given(limits())
+def test_a_limit_is_set_by_its_seed(case: tuple[np.ndarray, int, int]) -> None:
+    labels, size, seed = case
+    first, again = (task_of(labels).limit(train=size, seed=seed).train.inputs for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_kept_labels_are_numbered_anew() -> None:
+    kept = task_of(np.array([0, 1, 2, 3, 2, 1])).keep(["d", "b"])
+    assert kept.labels == ("b", "d")
+    np.testing.assert_array_equal(kept.train.labels, [0, 1, 0])
+    np.testing.assert_array_equal(kept.train.inputs.ravel(), [1, 3, 5])
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["a", "z"], "toy: unknown label 'z'. Known: a, b, c."),
+        (["a"], "toy: only the label 'a' is kept. Name at least two."),
+    ],
+)
+def test_labels_that_cannot_be_kept(names: list[str], line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        task_of(np.array([0, 1, 2])).keep(names)
+    assert str(caught.value) == line
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.mean((2, 3)))
+
+
+class Named(Plain):
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        assert labels is None
+        return super().forward(pixel_values)
+
+
+@pytest.mark.parametrize(
+    "module", [Plain(), Named(), nn.Sequential(Plain())], ids=["plain", "named", "sequential"]
+)
+def test_a_module_gets_its_one_input_by_name_or_else_by_position(module: nn.Module) -> None:
+    task = task_of(np.array([0, 1, 1]))
+    (batch,) = task.batches(FakeEncoder(), "train", 8)
+    plain = next(m for m in module.modules() if isinstance(m, Plain))
+    torch.testing.assert_close(task.logits(module, batch), plain.head(batch["pixel_values"].mean((2, 3))))
+
+
+def test_answers_that_are_not_finite_have_no_score() -> None:
+    module = Plain()
+    nn.init.constant_(module.head.bias, torch.nan)
+    assert np.isnan(task_of(np.array([0, 0, 1])).score(module, FakeEncoder()))
