@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from speclock.errors import InputError
+from speclock.tasks import image, sources
 from speclock.tasks.base import Examples, Source
 from speclock.tasks.image import ImageClassification, from_folder
 
@@ -138,3 +139,26 @@ def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
     draw(tmp_path / "test" / "c" / "0.png", 0)
     with pytest.raises(InputError, match="class 'c' is in test but not in train"):
         from_folder(tmp_path)
+
+
+# -- hub -------------------------------------------------------------------------------------------------
+
+
+def test_a_set_of_the_hub_is_read_by_the_types_of_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=list(image.CIFAR10))}
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+
+    def split(rows: slice) -> object:
+        cells = {"img": [Image.fromarray(p) for p in pixels[rows]], "label": list(range(10))}
+        return datasets.Dataset.from_dict(cells, features=columns)
+
+    data = datasets.DatasetDict(train=split(slice(10)), test=split(slice(10, 20)))
+    monkeypatch.setattr(sources, "load_hub", lambda hub_id: data)
+    task = image.cifar10()
+    assert task.source == Source("hub", "uoft-cs/cifar10")
+    np.testing.assert_array_equal(task.train.inputs, pixels[:10])
+    np.testing.assert_array_equal(task.test.inputs, pixels[10:])
+    assert task.test.labels.tolist() == list(range(10))

@@ -271,3 +271,19 @@ def test_an_offline_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             sources.load_hub("toys/letters")
     finally:
         sources.network.cache_clear()
+
+
+def test_a_broken_hub_cache_is_an_answer_not_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from huggingface_hub import constants
+
+    (tmp_path / "toys___letters").mkdir()
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(sources, "network", lambda: False)
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    began = time.monotonic()
+    with pytest.raises(InputError, match="toys/letters"):
+        sources.load_hub("toys/letters")
+    assert time.monotonic() - began < 5
+    assert before == (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
