@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ CHUNK = 1 << 18
 """Elements of the fp32 block through which a narrower gradient is updated: 1 MiB, which stays in cache."""
 
 
+@runtime_checkable
 class _HasModule(Protocol):
     module: nn.Module
 
@@ -61,10 +62,11 @@ class SpectralPenalty:
 
     The vectors are kept between calls. Each matrix's basis is refreshed by one subspace iteration, two passes
     over the matrix, when it is due: every call at first, half as often each time its residual r comes out
-    ≤ ``tolerance``, down to once in ``max_interval`` calls, and every call again when it does not. The value
-    and the gradient err in the second order: u_iᵀWv_i misses about r² of σ_i. The default 0.1 thus stands for
-    one per cent. A basis with r > 0.3 has been lost, by a reload of other weights for instance, and is sought
-    anew from a random one; :meth:`restart` has that happen at the next call, not up to ``max_interval`` later.
+    ≤ ``tolerance``/2, down to once in ``max_interval`` calls, and every call again when r > ``tolerance``.
+    The value and the gradient err in the second order: u_iᵀWv_i misses about r² of σ_i, over the relative gap
+    between the σ kept and the rest. The default 0.1 thus stands for about one per cent. A basis with r > 0.3
+    has been lost, by a reload of other weights say, and is sought anew from a random one; :meth:`restart` has
+    that happen at the next call, not up to ``max_interval`` later.
 
     Whatever the weights' dtype, spectra are computed in fp32 or wider. Same seed and weights, same values;
     :meth:`state_dict` continues a run bit for bit.
@@ -232,9 +234,9 @@ class SpectralPenalty:
             basis = start_basis(track.matrix.shape, self.top_k, self._generator, like=W)
             top = converge(W, basis, self.top_k, self.tolerance, START_STEPS)
             track.interval = 1
-        elif top.residual <= self.tolerance:
+        elif top.residual <= self.tolerance / 2:  # twice the drift would still be fresh
             track.interval = min(2 * track.interval, self.max_interval)
-        else:
+        elif top.residual > self.tolerance:
             track.interval = 1
         track.basis, track.U, track.V = top.basis, top.U, top.V
         # NaN counts as there, so that diverged weights show in the value.

@@ -19,7 +19,7 @@ RANK_TOLERANCE = 1e-6
 """A σ below this part of σ₁ cannot be told from rounding in fp32, nor can its vectors."""
 
 GRAM_LIMIT = 1500
-"""Longest short side for which all eigenvalues of the Gram matrix are faster than Lanczos on the top few."""
+"""Longest short side for which all eigenvalues of the Gram matrix are found, so that none is overlooked."""
 
 GRAM_FLOOR = 1e-4
 """Smallest σ_k/σ₁ taken from a float64 Gram matrix: its rounding error is ε·σ₁², so σ_k² keeps 8 digits."""
@@ -125,55 +125,49 @@ def working_dtype(W: Tensor) -> torch.dtype:
 def singular_values(W: Float[Tensor, "m n"], k: int) -> Float[Tensor, " r"]:
     """The top r = min(k, m, n) singular values of ``W``, converged, in float64.
 
-    Eigenvalues of the Gram matrix on the shorter side s (2·m·n·s flops), where s ≤ 1500; Lanczos
-    [ARPACK; Lehoucq, Sorensen & Yang 1998] beyond, at some 4·m·n flops for each of its steps. Both see
-    σ², so where σ_k < 1e-4·σ₁ a dense SVD takes over.
+    From the Gram matrix on the shorter side s (2·m·n·s flops, which dominate): all its eigenvalues up to
+    s = 1500, Lanczos [ARPACK; Lehoucq, Sorensen & Yang 1998] to machine precision beyond. The Gram matrix
+    holds σ², so where σ_k < 1e-4·σ₁ a dense SVD takes over.
 
     >>> singular_values(torch.tensor([[3.0, 0.0], [4.0, 0.0]]), k=2)
     tensor([5., 0.], dtype=torch.float64)
 
     Raises:
-        InputError: NaN or infinite weights.
+        InputError: NaN or infinite weights, or none at all.
     """
     _require_finite(W)
-    W = W.double()
+    W = W.detach().double()
     side = min(W.shape)
     k = min(k, side)
-    # Scaled to entries of at most 1, so that squares neither overflow nor vanish.
-    scale = W.abs().amax()
-    if scale == 0:
-        return W.new_zeros(k)
+    # Entries of about 1, so that squares neither overflow nor vanish; a power of two rounds nothing.
+    scale = torch.exp2(torch.frexp(W.abs().amax()).exponent.double())
     W = W / scale
-    if side == 1:
-        return scale * torch.linalg.vector_norm(W).reshape(1)
-    squares = None
-    if side > GRAM_LIMIT and 4 * k < side:
-        squares = _lanczos(W, k)
-    if squares is None:
-        A = W if W.shape[0] >= W.shape[1] else W.T
-        squares = torch.linalg.eigvalsh(A.T @ A).flip(0)[:k]
-    if squares[-1] < GRAM_FLOOR**2 * squares[0]:
+    A = W if W.shape[0] >= W.shape[1] else W.T
+    gram = A.T @ A
+    if side <= GRAM_LIMIT or 4 * k >= side:
+        squares = torch.linalg.eigvalsh(gram).flip(0)[:k]
+    else:
+        squares = _lanczos(gram, k)
+    if squares[-1] <= GRAM_FLOOR**2 * squares[0]:
         return scale * torch.linalg.svdvals(W)[:k]
     return scale * squares.sqrt()
 
 
-def _lanczos(W: Float[Tensor, "m n"], k: int) -> Float[Tensor, " k"] | None:
-    """The top k squared singular values, or None where Lanczos does not converge."""
-    A = W if W.shape[0] >= W.shape[1] else W.T
-    side = A.shape[1]
-    gram = sparse.LinearOperator(
+def _lanczos(G: Float[Tensor, "s s"], k: int) -> Float[Tensor, " k"]:
+    """The top k eigenvalues of a symmetric ``G``, by ARPACK, or densely should that not converge."""
+    side = G.shape[0]
+    operator = sparse.LinearOperator(
         (side, side),
-        matvec=lambda x: (A.T @ (A @ torch.from_numpy(x).to(A).reshape(-1))).cpu().numpy(),
+        matvec=lambda x: (G @ torch.from_numpy(x).to(G.device).reshape(-1)).cpu().numpy(),
         dtype="float64",
     )
-    start = torch.randn(side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.randn(side, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
     try:
-        squares = sparse.eigsh(
-            gram, k=k, v0=start.numpy(), ncv=max(4 * k, 32), tol=1e-8, return_eigenvectors=False
-        )
+        # tol=0, machine precision: with a looser one ARPACK overlooks copies of a multiple eigenvalue.
+        top = sparse.eigsh(operator, k, v0=start, ncv=max(4 * k, 32), tol=0, return_eigenvectors=False)
     except sparse.ArpackError:
-        return None
-    return torch.from_numpy(squares).to(A).sort(descending=True).values
+        return torch.linalg.eigvalsh(G).flip(0)[:k]
+    return torch.from_numpy(top).to(G.device).sort(descending=True).values
 
 
 def frobenius(W: Float[Tensor, "m n"]) -> float:
