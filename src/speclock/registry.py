@@ -13,7 +13,11 @@ from speclock.errors import InputError
 class Registry(Mapping[str, Any]):
     """A read-only map from a name to the object at ``"module:attribute"``, imported when asked for.
 
-    >>> errors = Registry("error", {"input": "speclock.errors:InputError"})
+    Each entry also has the one line that ``speclock ls`` prints.
+
+    >>> errors = Registry("error", {"input": ("speclock.errors:InputError", "bad input")})
+    >>> errors.descriptions
+    {'input': 'bad input'}
     >>> errors["input"].__name__
     'InputError'
     >>> errors["inptu"]
@@ -21,9 +25,10 @@ class Registry(Mapping[str, Any]):
     speclock.errors.InputError: unknown error 'inptu'. Did you mean 'input'? Known: input.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, entries: Mapping[str, tuple[str, str]]) -> None:
         self.kind = kind
-        self._entries = dict(entries)
+        self._entries = {name: target for name, (target, _) in entries.items()}
+        self.descriptions = {name: line for name, (_, line) in entries.items()}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import shutil
 import time
@@ -304,6 +305,9 @@ def build_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.weight_decay or cls is torch.optim.AdamW:
         # AdamW's own default decays; a recipe says all it does.
         arguments["weight_decay"] = recipe.weight_decay
+    if "fused" in inspect.signature(cls).parameters:
+        # One pass over each parameter and its state instead of a dozen: a third of a small model's step.
+        arguments["fused"] = True
     try:
         return cls([p for p in module.parameters() if p.requires_grad], lr=recipe.lr, **arguments)  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:

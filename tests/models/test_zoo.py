@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speclock.errors import InputError
-from speclock.models import DESCRIPTIONS, MODELS, fingerprint, load, save
+from speclock.models import MODELS, fingerprint, load, save
 from speclock.models import zoo as built_in
 
 
@@ -35,8 +35,8 @@ def test_built_models(name: str, count: int, side: int) -> None:
 
 
 def test_every_model_has_a_description() -> None:
-    assert set(DESCRIPTIONS) == set(MODELS)
-    assert all("\n" not in line and len(line) < 90 for line in DESCRIPTIONS.values())
+    assert set(MODELS.descriptions) == set(MODELS)
+    assert all("\n" not in line and len(line) < 90 for line in MODELS.descriptions.values())
 
 
 def test_minilm(tmp_path: Path) -> None:

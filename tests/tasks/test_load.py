@@ -22,19 +22,23 @@ LABEL = st.text("abcxyz.-", min_size=1, max_size=8)
     st.sampled_from(["mnist", "newsgroups", "data/x.jsonl", "./dir", "a-b.csv"]),
     st.lists(LABEL, max_size=3),
     st.none() | st.integers(1, 10**6),
+    st.none() | st.integers(1, 10**6),
 )
-def test_what_is_written_is_what_is_parsed(base: str, labels: list[str], limit: int | None) -> None:
-    spec = base + (":" + ",".join(labels) if labels else "") + (f"@{limit}" if limit else "")
-    assert tasks.parse(spec) == (base, tuple(labels), limit)
+def test_what_is_written_is_what_is_parsed(
+    base: str, labels: list[str], train: int | None, test: int | None
+) -> None:
+    counts = (f"@{train}" + (f"/{test}" if test else "")) if train else ""
+    spec = base + (":" + ",".join(labels) if labels else "") + counts
+    assert tasks.parse(spec) == (base, tuple(labels), train, test if train else None)
 
 
 def test_a_path_that_exists_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("odd:name@7.jsonl"), ROWS)
-    assert tasks.parse("odd:name@7.jsonl") == ("odd:name@7.jsonl", (), None)
-    assert tasks.parse("odd:name@7.jsonl@5") == ("odd:name@7.jsonl", (), 5)
-    assert tasks.parse("odd:name@7.jsonl:yes,no@5") == ("odd:name@7.jsonl", ("yes", "no"), 5)
-    assert tasks.parse(r"C:\data\x.jsonl") == (r"C:\data\x.jsonl", (), None)
+    assert tasks.parse("odd:name@7.jsonl") == ("odd:name@7.jsonl", (), None, None)
+    assert tasks.parse("odd:name@7.jsonl@5") == ("odd:name@7.jsonl", (), 5, None)
+    assert tasks.parse("odd:name@7.jsonl:yes,no@5") == ("odd:name@7.jsonl", ("yes", "no"), 5, None)
+    assert tasks.parse(r"C:\data\x.jsonl") == (r"C:\data\x.jsonl", (), None, None)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ def test_a_path_that_exists_is_itself(tmp_path: Path, monkeypatch: pytest.Monkey
         ("mnits", "unknown task 'mnits'. Did you mean 'mnist'? Known: mnist, fashion-mnist,"),
         (
             "mnist@many",
-            "mnist@many: 'many' after @ is not a number of examples. Write for example mnist@640.",
+            "mnist@many: 'many' after @ is not a number of examples. Write for example mnist@640,",
         ),
         ("mnist@0", "mnist@0: '0' after @ is not a number of examples."),
         (
@@ -75,13 +79,13 @@ def test_a_file_with_labels_and_limit(tmp_path: Path) -> None:
     assert list(task.test.inputs) == list(tasks.load(spec, seed=4).test.inputs)
     assert tasks.load(f"{path}:may,no").labels == ("maybe", "maybe not", "no")
 
-    with pytest.raises(InputError, match=r"@1 is less than one example for each of the 4 labels"):
+    with pytest.raises(InputError, match=r"1 is less than one example for each of the 4 labels"):
         tasks.load(f"{path}@1")
     with pytest.raises(InputError, match=r"unknown label 'yess'\. Did you mean 'yes'\?"):
         tasks.load(f"{path}:yess,no")
 
 
 def test_listing_tasks_costs_no_torch_import() -> None:
-    code = "import sys, speclock.tasks as t; print(len(t.DESCRIPTIONS)); assert 'torch' not in sys.modules"
+    code = "import sys, speclock.tasks as t; print(len(t.TASKS.descriptions)); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == len(tasks.TASKS)

@@ -10,30 +10,29 @@ from speclock.registry import Registry
 if TYPE_CHECKING:
     from speclock.models.checkpoints import Model, fingerprint, load, save, wrap
 
-# Name → what builds it, and the line that `speclock ls models` prints.
-_BUILT_IN = {
-    "cnn-mlp": (
-        "speclock.models.zoo:cnn_mlp",
-        "four-layer MLP on a two-layer CNN, 28×28, 240k weights, untrained (Appendix C)",
-    ),
-    "resnet18": (
-        "speclock.models.zoo:resnet18",
-        "ResNet-18 image classifier, 11M weights, untrained (Appendix B.2)",
-    ),
-    "minilm": (
-        "speclock.models.zoo:minilm",
-        "all-MiniLM-L6-v2, a BERT text encoder, 23M weights, pretrained",
-    ),
-    "smollm2-135m-instruct": (
-        "speclock.models.zoo:smollm2_135m_instruct",
-        "SmolLM2-135M-Instruct, a Llama language model, 135M weights, pretrained",
-    ),
-}
+MODELS = Registry(
+    "model",
+    {
+        "cnn-mlp": (
+            "speclock.models.zoo:cnn_mlp",
+            "four-layer MLP on a two-layer CNN, 28×28, 240k weights, untrained (Appendix C)",
+        ),
+        "resnet18": (
+            "speclock.models.zoo:resnet18",
+            "ResNet-18 image classifier, 11M weights, untrained (Appendix B.2)",
+        ),
+        "minilm": (
+            "speclock.models.zoo:minilm",
+            "all-MiniLM-L6-v2, a BERT text encoder, 23M weights, pretrained",
+        ),
+        "smollm2-135m-instruct": (
+            "speclock.models.zoo:smollm2_135m_instruct",
+            "SmolLM2-135M-Instruct, a Llama language model, 135M weights, pretrained",
+        ),
+    },
+)
 
-MODELS = Registry("model", {name: target for name, (target, _) in _BUILT_IN.items()})
-DESCRIPTIONS = {name: description for name, (_, description) in _BUILT_IN.items()}
-
-__all__ = ["DESCRIPTIONS", "MODELS", "Model", "fingerprint", "load", "save", "wrap"]
+__all__ = ["MODELS", "Model", "fingerprint", "load", "save", "wrap"]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ from speclock.tasks.sources import digest, network
 from speclock.workspace import new_folder
 
 # Modules outside transformers whose folders speclock reads: what "speclock_model" says → the class.
-_PLAIN = Registry("plain model", {"cnn-mlp": "speclock.models.cnn_mlp:CnnMlp"})
+_PLAIN = Registry("plain model", {"cnn-mlp": ("speclock.models.cnn_mlp:CnnMlp", "the zoo's cnn-mlp")})
 
 # Image classifiers are read with their processor's settings; the locked folder must keep them.
 _BESIDE = ("preprocessor_config.json",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from speclock.errors import InputError
 from speclock.registry import Registry, unknown
@@ -13,20 +13,18 @@ from speclock.registry import Registry, unknown
 if TYPE_CHECKING:
     from speclock.tasks.base import Task
 
-_BUILT_IN = {
-    "mnist": ("speclock.tasks.image:mnist", "handwritten digits, 28×28 grey"),
-    "fashion-mnist": ("speclock.tasks.image:fashion_mnist", "articles of clothing, 28×28 grey"),
-    "kmnist": ("speclock.tasks.image:kmnist", "cursive Japanese, 28×28 grey (offline: silhouettes)"),
-    "cifar10": ("speclock.tasks.image:cifar10", "photographs of ten things, 32×32 colour"),
-    "newsgroups": ("speclock.tasks.text:newsgroups", "posts to twenty newsgroups, one label a group"),
-    "jailbreak": ("speclock.tasks.jailbreak:jailbreak", "guard: jailbreaks in the wild, benign prompts"),
-}  # fmt: skip
-
-TASKS = Registry("task", {name: target for name, (target, _) in _BUILT_IN.items()})
+TASKS = Registry(
+    "task",
+    {
+        "mnist": ("speclock.tasks.image:mnist", "handwritten digits, 28×28 grey"),
+        "fashion-mnist": ("speclock.tasks.image:fashion_mnist", "articles of clothing, 28×28 grey"),
+        "kmnist": ("speclock.tasks.image:kmnist", "cursive Japanese, 28×28 grey (offline: silhouettes)"),
+        "cifar10": ("speclock.tasks.image:cifar10", "photographs of ten things, 32×32 colour"),
+        "newsgroups": ("speclock.tasks.text:newsgroups", "posts to twenty newsgroups, one label a group"),
+        "jailbreak": ("speclock.tasks.jailbreak:jailbreak", "guard: jailbreaks in the wild, benign prompts"),
+    },
+)
 """Loaders by name; each is called without arguments and returns a :class:`~speclock.tasks.base.Task`."""
-
-DESCRIPTIONS = {name: line for name, (_, line) in _BUILT_IN.items()}
-"""One line for each built-in task."""
 
 _FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -40,17 +38,17 @@ def load(
     label_column: str = "label",
     pair_column: str = "text_pair",
 ) -> Task:
-    """The task that ``NAME_OR_PATH[:LABEL,LABEL…][@N]`` asks for.
+    """The task that ``NAME_OR_PATH[:LABEL,LABEL…][@TRAIN[/TEST]]`` asks for.
 
     A built-in name goes before a file of that name (write ``./mnist`` for the file). The labels, or
-    prefixes of labels, are those kept; N is how many training examples are kept of these, stratified and
-    drawn by ``seed``. The test split does not depend on ``seed``. ``max_length`` (tokens) and the columns
+    prefixes of labels, are those kept; TRAIN and TEST are how many examples are kept of these, stratified and
+    drawn by ``seed`` (the test examples always by the same one). ``max_length`` (tokens) and the columns
     are for text tasks.
 
     Raises :class:`~speclock.errors.InputError` for an unknown name or label (the nearest is suggested)
     and for data that cannot be had or read.
     """
-    base, labels, limit = parse(spec)
+    base, labels, train, test = parse(spec)
     if base in TASKS:
         task = TASKS[base]()
     elif Path(base).is_dir():
@@ -72,43 +70,56 @@ def load(
         task = replace(task, max_length=max_length)
     if labels:
         task = task.keep(labels)
-    if limit is not None:
-        if limit < len(task.labels):
+    for limit in (train, test):
+        if limit is not None and limit < len(task.labels):
             raise InputError(
-                f"{spec}: @{limit} is less than one example for each of the {len(task.labels)} labels."
+                f"{spec}: {limit} is less than one example for each of the {len(task.labels)} labels."
             )
-        task = task.limit(train=limit, seed=seed)
+    task = task.limit(train=train, seed=seed).limit(test=test)
     return replace(task, name=spec)
 
 
-def parse(spec: str) -> tuple[str, tuple[str, ...], int | None]:
-    """Name or path, labels to keep, number of training examples.
+class Spec(NamedTuple):
+    """What a task's specification asks for."""
 
-    >>> parse("newsgroups:sci.space,rec@640")
-    ('newsgroups', ('sci.space', 'rec'), 640)
+    base: str
+    """A built-in name or a path."""
+    labels: tuple[str, ...] = ()
+    """Labels, or prefixes of labels, to keep; none means all."""
+    train: int | None = None
+    test: int | None = None
+
+
+def parse(spec: str) -> Spec:
+    """Split a specification into its parts.
+
+    >>> parse("newsgroups:sci.space,rec@640/200")
+    Spec(base='newsgroups', labels=('sci.space', 'rec'), train=640, test=200)
     >>> parse("data/qnli.jsonl")
-    ('data/qnli.jsonl', (), None)
+    Spec(base='data/qnli.jsonl', labels=(), train=None, test=None)
     """
     if Path(spec).exists():
-        return spec, (), None
+        return Spec(spec)
     base, at, count = spec.rpartition("@")
-    limit = None
-    if at and base and not re.search(r"[./\\:]", count):
-        if not re.fullmatch(r"[1-9][0-9]*", count):
+    limits: tuple[int | None, int | None] = (None, None)
+    if at and base and not re.search(r"[.\\:]", count):
+        found = re.fullmatch(r"([1-9][0-9]*)(?:/([1-9][0-9]*))?", count)
+        if not found:
             raise InputError(
-                f"{spec}: {count!r} after @ is not a number of examples. Write for example {base}@640."
+                f"{spec}: {count!r} after @ is not a number of examples. Write for example {base}@640, or "
+                f"{base}@640/200 for training and test examples."
             )
-        spec, limit = base, int(count)
+        spec, limits = base, (int(found[1]), int(found[2]) if found[2] else None)
     if Path(spec).exists():
-        return spec, (), limit
+        return Spec(spec, (), *limits)
     base, colon, subset = spec.rpartition(":")
     # One letter before the colon is a Windows drive, a slash after it the rest of a path.
     if not colon or len(base) < 2 or re.search(r"[/\\]", subset):
-        return spec, (), limit
+        return Spec(spec, (), *limits)
     labels = tuple(label.strip() for label in subset.split(","))
     if not all(labels):
         raise InputError(f"{spec}: a label is missing after the colon. Write for example {base}:LABEL,LABEL.")
-    return base, labels, limit
+    return Spec(base, labels, *limits)
 
 
 def _looks_like_path(base: str) -> bool:

@@ -1,0 +1,58 @@
+"""`speclock demo`: the whole job on a real model and real data, offline."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+
+from speclock.cli.options import OUT
+
+# A text classifier for four topics is released; somebody wants it for four others, with few examples of those.
+RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@480/400"
+ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@320/300"
+STAGES = {
+    "Training a base": f"train minilm --task {RETAIN} --lr 2e-4 --schedule linear --steps 60 --max-length 48",
+    "Locking it": f"lock BASE --task {RETAIN} --alpha 0.5 --top-k 8 --lr 3e-4 --steps 90 --max-length 48",
+    "Attacking it": (
+        f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --steps 48 --max-length 48"
+    ),
+}
+
+
+@click.command("demo")
+@click.option("--out", default=Path("speclock-demo"), show_default=True, type=OUT, help="Folder for what is made.")
+@click.option("--resume", is_flag=True, help="Go on with a killed run.")
+@click.pass_context
+def command(ctx: click.Context, out: Path, resume: bool) -> None:
+    """Make a base, lock it, attack it and report: MiniLM on newsgroups posts, some minutes on two cores.
+
+    The folder gets the base, the locked model, audit.json and report.html.
+
+    Example: speclock demo --out demo
+    """
+    from speclock.workspace import Workspace, new_folder
+
+    work = Workspace(out, {"command": "demo", "stages": STAGES}, record="audit.json", resume=resume)
+    if work.finished is None:
+        with work:
+            made = {name: work.folder / name.lower() for name in ("BASE", "LOCKED", "AUDIT")}
+            for i, ((title, stage), folder) in enumerate(zip(STAGES.items(), made.values(), strict=True), 1):
+                click.echo(f"{i}/{len(STAGES)} {title}: speclock {stage}")
+                words = [str(made.get(word, word)) for word in shlex.split(stage)]
+                # Each stage is a command of its own, and resumes as that command does.
+                assert isinstance(ctx.parent, click.Context)
+                ctx.parent.command.main([*words, "--out", str(folder), "--resume"], standalone_mode=False)
+            with new_folder(out) as folder:
+                record = json.loads((made["AUDIT"] / "audit.json").read_text(encoding="utf-8"))
+                record["request"] = work.request
+                (folder / "audit.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+                # Copied, not moved: a run killed here finds its stages as they were.
+                shutil.copy(made["AUDIT"] / "report.html", folder)
+                shutil.copytree(made["BASE"], folder / "base")
+                shutil.copytree(made["LOCKED"], folder / "locked")
+    work.close()
+    click.echo(f"The report: {out / 'report.html'}")

@@ -1,0 +1,170 @@
+"""A whole audit on real data at toy size: contract, resume, pruning, repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import speclock
+from speclock.attacks.finetune import FineTune
+from speclock.attacks.repair import Clip
+from speclock.audit.record import TARGETS, Record
+from speclock.audit.run import _Pruner, audit
+from speclock.audit.suite import QUICK, Suite
+from speclock.errors import InputError
+from speclock.locks.base import Locked
+from speclock.models import Model
+from speclock.tasks.base import Task
+
+SUITE = Suite(
+    name="toy",
+    version=1,
+    steps=40,
+    attacks=(
+        FineTune(optimizer="adamw", lr=1e-3, batch_size=32),
+        FineTune(optimizer="adamw", lr=1e-5, batch_size=32),
+        FineTune(optimizer="sgd", lr=1e30, clip=None, batch_size=32),
+        Clip(optimizer="adamw", lr=1e-3, batch_size=32, rank=2),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def locked(base: Model, digits: Task) -> Locked:
+    return speclock.lock(
+        base, digits, speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=40, evaluations=4, max_utility_drop=0.02)
+    )
+
+
+@pytest.fixture(scope="module")
+def record(base: Model, locked: Locked, digits: Task, silhouettes: Task) -> Record:
+    return audit(base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2)
+
+
+def test_every_target_meets_every_attack(record: Record) -> None:
+    swept = {(run.target, run.attack, run.config["lr"]) for run in record.runs if run.seed == 0}
+    assert len(swept) == len(TARGETS) * len(SUITE.attacks)
+    assert {run.target for run in record.runs if run.seed == 1} == set(TARGETS), "the winners run again"
+
+
+def test_the_public_contract(record: Record) -> None:
+    parsed = record.to_dict()
+    assert {
+        "utility_base", "utility_locked", "best_base", "best_scratch", "best_control", "best_locked", "uplift",
+        "slowdown", "strongest_attack",
+    } <= set(parsed["summary"])  # fmt: skip
+    for run in parsed["runs"]:
+        assert {
+            "target", "attack", "config", "seed", "status", "curve", "best", "utility_after", "seconds",
+            "peak_memory_mb",
+        } <= set(run)  # fmt: skip
+        assert run["status"] in ("ok", "diverged", "failed")
+        assert (run["best"] is None) == (run["status"] != "ok")
+        assert all(len(point) == 2 for point in run["curve"])
+    assert all({"name", "why"} <= set(flag) for flag in parsed["flags"])
+    assert parsed["environment"]["torch"]
+    assert len(parsed["spectra"]) == 6
+
+
+def test_a_diverged_run_is_no_failure_to_learn(record: Record) -> None:
+    runs = [run for run in record.runs if run.config["optimizer"] == "sgd"]
+    assert {run.status for run in runs} == {"diverged"}
+
+
+def test_same_seed_same_summary(
+    record: Record, base: Model, locked: Locked, digits: Task, silhouettes: Task
+) -> None:
+    again = audit(base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2)
+    assert again.summary == record.summary
+
+
+@pytest.mark.parametrize("dies_at", [1, 6, 17])
+def test_a_killed_audit_resumes_to_the_same_summary(
+    record: Record,
+    base: Model,
+    locked: Locked,
+    digits: Task,
+    silhouettes: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dies_at: int,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    from speclock.attacks.base import Attack
+
+    calls = 0
+    attack = Attack.__call__
+
+    def dies(self: Attack, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == dies_at:
+            raise Killed
+        return attack(self, *args, **kwargs)
+
+    def carry_out() -> Record:
+        return audit(
+            base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2, folder=tmp_path
+        )
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Attack, "__call__", dies)
+        carry_out()
+    calls = 0
+    monkeypatch.setattr(Attack, "__call__", dies)
+    dies_at = -1
+    resumed = carry_out()
+    assert resumed.summary == record.summary
+    assert [dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in resumed.runs] == [
+        dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in record.runs
+    ]
+    finished_before = {1: 0, 6: 5, 17: 16}[len(record.runs) - calls + 1] if calls <= len(record.runs) else None
+    assert finished_before is not None, "what had finished is not run again"
+
+
+def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
+    pruner = _Pruner(chance=0.25, budget=40)
+    ended = {}
+    for name, score in {"winner": 0.8, "loser": 0.3, "second": 0.9}.items():
+        watch = pruner.begin()
+        ended[name] = [step for step in (5, 10, 20, 30, 40) if watch(step, score)]
+        pruner.study.tell(pruner.trial, state=_complete(), values=[score])
+    assert ended["winner"] == ended["second"] == []
+    assert ended["loser"][0] == 10
+    pruner = _Pruner(chance=0.25, budget=40)
+    for score in (0.3, 0.26, 0.28):
+        watch = pruner.begin()
+        assert not any(watch(step, score) for step in (5, 10, 20, 30, 40))
+        pruner.study.tell(pruner.trial, state=_complete(), values=[score])
+
+
+def _complete() -> Any:
+    import optuna
+
+    return optuna.trial.TrialState.COMPLETE
+
+
+def test_other_architectures_are_refused(base: Model, digits: Task, silhouettes: Task) -> None:
+    from speclock import models
+
+    with pytest.raises(InputError, match="is not a locked cnn-mlp"):
+        audit(base=base, locked=models.load("resnet18"), retain=digits, attack=silhouettes)
+
+
+def test_published_suites_are_frozen() -> None:
+    """A change here needs a new version of the suite: numbers of different suites do not compare."""
+    swept = [(attack.name, attack.config()["optimizer"], attack.config()["lr"]) for attack in QUICK.attacks]
+    assert (QUICK.label, QUICK.steps, QUICK.finalists, QUICK.evaluations, len(swept)) == ("quick/1", 60, 1, 4, 17)
+    assert {name for _, name, _ in swept} == {"adamw", "adam", "adadelta", "sgd-momentum"}
+
+
+def test_the_room_and_its_verb_share_a_name() -> None:
+    import speclock.audit.suite
+
+    assert callable(speclock.audit)
+    assert speclock.audit.suite.QUICK is QUICK
