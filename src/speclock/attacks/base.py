@@ -38,7 +38,7 @@ class Outcome:
 
     status: Status
     curve: list[tuple[int, float]]
-    """(step, score) at each evaluation, the untrained model at step 0 first."""
+    """(step, score) at each evaluation; from step 0 on where the model came with a head for the task."""
     best: float | None
     """Best score on the curve; None unless the run is ok."""
     utility_after: float | None = None
@@ -105,7 +105,11 @@ class Attack(ABC):
         with Meter() as meter:
             attacked = model.copy() if model.labels == task.labels else model.with_head(task.labels, self.seed)
             self.prepare_(attacked)
-            outcome = self._judge(attacked, task, steps, evaluation_steps(steps, evaluations), watch)
+            due = evaluation_steps(steps, evaluations)
+            if model.labels != task.labels:
+                # Before its first step a fresh head answers at random; there is nothing to score yet.
+                due.remove(0)
+            outcome = self._judge(attacked, task, steps, due, watch)
             if retain is not None and outcome.status is Status.OK and outcome.pruned_at is None:
                 outcome.utility_after = retain.score(attacked.body_into(model).module, model)
         outcome.seconds, outcome.peak_memory_mb = meter.seconds, meter.peak_memory_mb
@@ -124,7 +128,7 @@ class Attack(ABC):
             if math.isnan(score):
                 return Outcome(Status.DIVERGED, curve, None, reason=f"answers are not finite after step {step.index}")
             curve.append((step.index, score))
-            if watch is not None and step.index > 0 and watch(*curve[-1]) and step.index < steps:
+            if watch is not None and watch(*curve[-1]) and step.index < steps:
                 return Outcome(Status.OK, curve, _best(curve), pruned_at=step.index)
         return Outcome(Status.OK, curve, _best(curve))
 
@@ -136,14 +140,12 @@ class Attack(ABC):
 
 
 def evaluation_steps(steps: int, evaluations: int) -> list[int]:
-    """0 and up to ``evaluations`` further steps that end at ``steps``, denser early by halving the first stretch.
+    """0 and at most ``evaluations`` further steps, evenly spaced up to ``steps``.
 
     >>> evaluation_steps(64, 4)
-    [0, 8, 16, 32, 48, 64]
+    [0, 16, 32, 48, 64]
     """
-    even = {round(steps * i / evaluations) for i in range(evaluations + 1)}
-    first = min(even - {0})
-    return sorted(even | {first // 2} if first > 1 else even)
+    return sorted({round(steps * i / evaluations) for i in range(evaluations + 1)})
 
 
 def _best(curve: list[tuple[int, float]]) -> float:

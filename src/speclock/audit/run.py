@@ -218,7 +218,7 @@ def _run(
         cache.put(found)
     elif watch is not None:
         # The tuner hears of a finished run what it heard while it went on.
-        for step, score in found.curve[1:]:
+        for step, score in found.curve:
             watch(step, score)
     return found
 

@@ -18,7 +18,7 @@ from speclock.errors import InputError
 @click.argument("model")
 @click.option("--task", required=True, help=f"Attack task. {TASK_HELP}")
 @click.option("--attack", "attack_name", default="finetune", show_default=True, help=f"One of: {', '.join(ATTACKS)}.")
-@click.option("--steps", default=60, show_default=True, type=click.IntRange(1), help="Budget in optimizer steps.")
+@click.option("--steps", default=32, show_default=True, type=click.IntRange(1), help="Budget in optimizer steps.")
 @click.option("--lr", "rates", multiple=True, help="Learning rate; several, or a comma list, for a sweep.")
 @click.option("--out", required=True, type=OUT, help="Folder for attack.json.")
 @field_options(*ATTACKS.values(), leave_out=["lr"])

@@ -320,7 +320,7 @@ def _digest(folder: Folder) -> str:
 # -- save ------------------------------------------------------------------------------------------------
 
 
-def save(model: Model, folder: Path, extra: Mapping[str, str] | None = None) -> None:
+def save(model: Model, folder: str | Path, extra: Mapping[str, str] | None = None) -> None:
     """Write the checkpoint in its own ecosystem's format: whole, or not at all.
 
     A Hugging Face model becomes a folder that ``from_pretrained`` loads with no speclock installed; any other
@@ -329,7 +329,7 @@ def save(model: Model, folder: Path, extra: Mapping[str, str] | None = None) -> 
 
     Raises :class:`InputError` where ``folder`` holds something, or cannot be written; nothing is left behind.
     """
-    with new_folder(folder) as temporary:
+    with new_folder(Path(folder)) as temporary:
         try:
             if isinstance(model.module, PreTrainedModel):
                 _save_hugging_face(model, temporary)

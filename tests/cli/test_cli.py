@@ -1,0 +1,242 @@
+"""The command line: help without torch, one clear line for bad input, a chain of real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from speclock import models
+from speclock.cli import COMMANDS, main
+from speclock.models import Model
+
+OPTIONS = ["--optimizer", "adam", "--lr", "1e-3", "--steps", "24"]
+
+
+def process(*arguments: Any, **kwargs: Any) -> subprocess.Popen[str]:
+    # One thread: tests of several processes on few cores should not spin at each other's barriers.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "speclock", *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+    )
+
+
+def ran(*arguments: Any) -> tuple[int, str, str]:
+    child = process(*arguments)
+    out, err = child.communicate(timeout=240)
+    return child.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def base_folder(base: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "base"
+    models.save(base, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def locked_folder(base_folder: Path) -> Path:
+    out = base_folder.parent / "locked"
+    assert main(["lock", str(base_folder), "--task", "mnist@800/300", "--out", str(out), *OPTIONS, "--top-k", "1"]) == 0
+    return out
+
+
+def test_help_costs_no_torch_import() -> None:
+    probe = (
+        "import sys; from speclock.cli import main\n"
+        "for command in [[]] + [[name] for name in {commands}]: main([*command, '--help'])\n"
+        "main(['ls', 'tasks']); main(['ls', 'models']); main(['ls', 'attacks'])\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    code = probe.format(commands=list(COMMANDS))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"Usage: speclock {name}" in done.stdout
+    assert done.stdout.count("Example: speclock") >= len(COMMANDS), "every command's help has an example"
+
+
+def test_ls_lists_what_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "models", "--json"]) == 0
+    assert {"cnn-mlp", "resnet18", "minilm", "smollm2-135m-instruct"} <= set(json.loads(capsys.readouterr().out))
+
+
+def test_the_whole_chain_in_real_processes(tmp_path: Path) -> None:
+    base, locked, attacked, audit = (tmp_path / name for name in ("base", "locked", "attacked", "audit"))
+    code, out, err = ran("train", "cnn-mlp", "--task", "mnist@800/300", "--out", base, *OPTIONS, "--batch-size", 32)
+    assert (code, err) == (0, "")
+    assert "accuracy" in out
+    code, out, err = ran(
+        "lock", base, "--task", "mnist@800/300", "--out", locked, *OPTIONS, "--top-k", 1, "--json"
+    )
+    assert (code, err) == (0, "")
+    card = json.loads(out)
+    assert card == json.loads((locked / "speclock.json").read_text())
+    assert card["strength_locked"] > card["strength_base"]
+    code, out, _ = ran("inspect", locked, "--against", base, "--top-k", 3, "--json")
+    matrices = json.loads(out)["matrices"]
+    assert code == 0
+    assert [len(row["sigma"]) for row in matrices] == [3] * 6
+    assert {"name", "shape", "sigma", "frobenius", "stable_rank"} <= set(matrices[0])
+    code, out, _ = ran("attack", locked, "--task", "kmnist@300/200", "--steps", 8, "--lr", "1e-3,1e-4", "--out", attacked)
+    assert code == 0
+    assert len(json.loads((attacked / "attack.json").read_text())["runs"]) == 2
+    code, out, err = ran(
+        "audit", locked, "--base", base, "--retain-task", "mnist@800/300", "--attack-task", "kmnist@300/200",
+        "--steps", 8, "--out", audit,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    record = json.loads((audit / "audit.json").read_text())
+    assert record["verdict"] in out
+    assert record["command"].startswith("speclock audit ")
+    assert {run["target"] for run in record["runs"]} == {"base", "scratch", "control", "locked"}
+    assert (audit / "report.html").exists()
+    code, out, _ = ran("report", audit, "--out", tmp_path / "again.html")
+    assert code == 0
+    assert (tmp_path / "again.html").read_bytes() == (audit / "report.html").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.html", "attacked", "audit", "base", "locked"]
+
+
+@pytest.mark.parametrize("command", ["lock", "audit"])
+def test_kill_9_and_resume_give_the_same_result(
+    command: str, base_folder: Path, locked_folder: Path, tmp_path: Path
+) -> None:
+    def arguments(out: Path) -> list[Any]:
+        if command == "lock":
+            return [
+                "lock", base_folder, "--task", "mnist@800/300", "--out", out,
+                "--optimizer", "adam", "--lr", "1e-3", "--steps", 60, "--top-k", 1,
+            ]  # fmt: skip
+        return [
+            "audit", locked_folder, "--base", base_folder, "--retain-task", "mnist@800/300",
+            "--attack-task", "kmnist@300/200", "--steps", 12, "--out", out,
+        ]  # fmt: skip
+
+    def result(out: Path) -> Any:
+        if command == "lock":
+            card = json.loads((out / "speclock.json").read_text())
+            return [card[key] for key in ("fingerprint", "curve", "chosen_step", "utility_locked")]
+        return json.loads((out / "audit.json").read_text())["summary"]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert ran(*arguments(whole))[0] == 0
+    partial = killed.with_name("killed.partial")
+    for delay in (0.5, 2.0):
+        child = process(*arguments(killed), *(["--resume"] if partial.exists() else []))
+        while not partial.exists() and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    assert not killed.exists(), "killed too late for the test to mean anything"
+    assert not partial.exists() or main([str(part) for part in arguments(killed)]) == 2, "it asks for --resume"
+    assert main([str(part) for part in [*arguments(killed), "--resume"]]) == 0
+    assert result(killed) == result(whole)
+    assert main([str(part) for part in [*arguments(killed), "--resume"]]) == 0, "nothing is left to do"
+    assert not partial.exists()
+
+
+def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:
+    """Each kind of bad input: what is typed, and what the one line must say."""
+    lock = ["lock", base, "--out", tmp / "out", "--task"]
+    (tmp / "held").mkdir()
+    (tmp / "held" / "keep.txt").write_text("mine")
+    (tmp / "rows.jsonl").write_text('{"text": "a", "lable": 0}\n')
+    (tmp / "empty.jsonl").write_text("")
+    (tmp / "one.csv").write_text("text,label\na,x\nb,x\n")
+    truncated, nan, pickled = tmp / "truncated", tmp / "nan", tmp / "pickled"
+    for folder in (truncated, nan, pickled):
+        folder.mkdir()
+        (folder / "config.json").write_text((base / "config.json").read_text())
+    (truncated / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:5000])
+    weights = load_file(base / "model.safetensors")
+    weights["mlp.2.weight"][0, 0] = float("nan")
+    save_file(weights, nan / "model.safetensors")
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\nX\x04\x00\x00\x00true\x85R.")
+    return {
+        "missing model": (["lock", tmp / "nowhere", "--task", "mnist", "--out", tmp / "out"], "nowhere"),
+        "unknown model": (["inspect", "minilmm"], "Did you mean 'minilm'"),
+        "truncated": (["inspect", truncated], "model.safetensors"),
+        "nan": (["inspect", nan], "mlp.2.weight has NaN"),
+        "pickle": (["inspect", pickled], "pytorch_model.bin"),
+        "unknown task": ([*lock, "mnits"], "Did you mean 'mnist'"),
+        "unknown lock": ([*lock, "mnist", "--lock", "specdeff"], "Did you mean 'specdef'"),
+        "unknown attack": (
+            ["attack", base, "--task", "kmnist", "--attack", "clipp", "--out", tmp / "out"],
+            "Did you mean 'clip'",
+        ),
+        "unknown optimizer": ([*lock, "mnist", "--optimizer", "adamm"], "Did you mean 'adam'"),
+        "unknown suite": (
+            ["audit", base, "--base", base, "--retain-task", "mnist", "--attack-task", "mnist", "--suite", "quik",
+             "--out", tmp / "out"],
+            "Did you mean 'quick'",
+        ),
+        "unknown option": ([*lock, "mnist", "--alhpa", "1"], "--alpha"),
+        "misspelt column": ([*lock, tmp / "rows.jsonl"], 'line 1 has no "label"'),
+        "empty data": ([*lock, tmp / "empty.jsonl"], "empty.jsonl"),
+        "one class": ([*lock, tmp / "one.csv"], "one.csv"),
+        "missing data": ([*lock, tmp / "none.csv"], "none.csv: no such file"),
+        "labels that do not fit": ([*lock, "kmnist"], "do not fit the head"),
+        "alpha": ([*lock, "mnist", "--alpha", "1.5"], r"alpha is 1.5; it must lie in [0, 1]"),
+        "alpha is no number": ([*lock, "mnist", "--alpha", "half"], "'half' is not a number"),
+        "alpha is nan": ([*lock, "mnist", "--alpha", "nan"], "is not finite"),
+        "top-k": ([*lock, "mnist", "--top-k", "0"], "top_k is 0"),
+        "option of another lock": ([*lock, "mnist", "--factor", "2"], "--factor is not an option of --lock specdef"),
+        "held folder": (["lock", base, "--task", "mnist@800/300", "--out", tmp / "held"], "already holds keep.txt"),
+        "read-only folder": (["lock", base, "--task", "mnist@800/300", "--out", "/proc/none/out"], "cannot write"),
+        "no model": (["lock"], "Missing argument 'MODEL'"),
+        "unknown command": (["lokc"], "Did you mean 'lock'"),
+        "no record": (["report", tmp / "held"], "audit.json does not exist"),
+    }  # fmt: skip
+
+
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = bad(tmp_path, base_folder)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for name, (arguments, words) in cases.items():
+        assert main([str(part) for part in arguments]) == 2, name
+        out, err = capsys.readouterr()
+        assert out == "", name
+        assert err.count("\n") == 1, (name, err)
+        assert err.startswith("speclock"), (name, err)
+        assert words in err, (name, err)
+        assert "Traceback" not in err, name
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert (tmp_path / "held" / "keep.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_clear_line(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("speclock.models.checkpoints.save_model", full)
+    out = tmp_path / "out"
+    assert main(["lock", str(base_folder), "--task", "mnist@800/300", "--out", str(out), *OPTIONS]) == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert "Free some disk space" in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_k_above_a_rank_warns_and_names_the_matrix(base_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match=r"mlp\.6\.weight"):
+        assert main(["inspect", str(base_folder), "--top-k", "12", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["matrices"]}
+    assert len(rows["mlp.6.weight"]["sigma"]) == 10
+    assert len(rows["mlp.0.weight"]["sigma"]) == 12
