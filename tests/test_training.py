@@ -36,7 +36,7 @@ class Dropping(nn.Module):
         return self.net(pixel_values)
 
 
-@pytest.fixture()
+@pytest.fixture
 def dropping() -> Model:
     from speclock import wrap
 
@@ -166,7 +166,14 @@ def test_warm_up_rises_linearly(digits: Task, base: Model) -> None:
 
 @pytest.mark.parametrize("optimizer", sorted({*optimizer_names()} - {"muon", "lbfgs"}))
 def test_every_optimizer_trains(optimizer: str, dropping: Model, digits: Task) -> None:
-    rates = {"adadelta": 1.0, "adafactor": 1e-2, "asgd": 1e-2, "radam": 1e-2, "sgd": 1e-2, "sgd-momentum": 1e-2}
+    rates = {
+        "adadelta": 1.0,
+        "adafactor": 1e-2,
+        "asgd": 1e-2,
+        "radam": 1e-2,
+        "sgd": 1e-2,
+        "sgd-momentum": 1e-2,
+    }
     recipe = Recipe(optimizer=optimizer, lr=rates.get(optimizer, 1e-3), batch_size=64)
     trained = _trained(dropping, digits, recipe, 12)
     assert trained_score(trained, digits) > trained_score(dropping, digits) + 0.1

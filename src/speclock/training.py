@@ -22,18 +22,19 @@ from tqdm import tqdm
 
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
+from speclock.models import Model
 from speclock.recipe import Recipe, Schooling
 from speclock.registry import unknown
-from speclock.models import Model
 from speclock.tasks.base import Batch, Encoder, Task
 
 Loss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
 
 
 class Step(NamedTuple):
-    """Where the loop stands after ``index`` optimizer steps."""
+    """Where the loop stands after so many optimizer steps."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a step's number, not tuple.index
+    """Optimizer steps taken."""
     loss: float
     """Mean loss over the step's batches; NaN at index 0, where nothing has been trained."""
     diverged: bool = False
@@ -94,7 +95,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     title: str = "training",
 ) -> Iterator[Step]:
-    """Train ``module`` in place for ``steps`` optimizer steps and yield a :class:`Step` before the first and after every optimizer step.
+    """Train ``module`` in place and yield a :class:`Step` before the first and after each of ``steps`` steps.
 
     ``loss(module, batch)`` defaults to the task's own. ``add_gradient_`` runs between the backward pass and
     clipping and may add to the parameters' ``.grad``: that is where a lock's spectral term enters. With a
@@ -167,7 +168,9 @@ def fit(
         accelerator.free_memory()
 
 
-def school(model: Model, task: Task, recipe: Schooling, *, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+def school(
+    model: Model, task: Task, recipe: Schooling, *, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
     """Train ``model`` in place to do ``task`` and return the record of it, JSON-able.
 
     Raises :class:`InputError` when the training diverges.

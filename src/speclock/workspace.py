@@ -60,6 +60,16 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def kept_in(folder: Path | None) -> Iterator[Path]:
+    """``folder``, which outlives a killed run, or a temporary one where nothing is to be kept."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
 def check_free(path: Path) -> None:
     """Raise :class:`InputError` unless ``path`` is missing or an empty folder."""
     with _readable_os_errors(path):
@@ -99,7 +109,9 @@ class Workspace:
                 if kept.exists():
                     _check_same(json.loads(kept.read_text()), self.request, self.folder, resume)
                 elif self.folder.exists() and any(entry.name != "claimed" for entry in self.folder.iterdir()):
-                    raise InputError(f"{self.folder} is in the way and is no run of speclock's. Move it away.")
+                    raise InputError(
+                        f"{self.folder} is in the way and is no run of speclock's. Move it away."
+                    )
             self.folder.mkdir(parents=True, exist_ok=True)
             self._claim()
             write_text(kept, json.dumps(self.request, indent=1))
@@ -112,7 +124,9 @@ class Workspace:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{self.folder}: another process is at work there. Wait for it to end.") from None
+            raise InputError(
+                f"{self.folder}: another process is at work there. Wait for it to end."
+            ) from None
 
     def __enter__(self) -> Workspace:
         return self

@@ -15,7 +15,9 @@ from speclock.audit.record import FORMAT, Record, RunRecord, read
 from speclock.errors import InputError
 
 
-def run(target: str, scores: list[float], *, seed: int = 0, attack: str = "finetune", **fields: Any) -> RunRecord:
+def run(
+    target: str, scores: list[float], *, seed: int = 0, attack: str = "finetune", **fields: Any
+) -> RunRecord:
     """A run whose curve has a point every ten steps."""
     config = {"optimizer": "adamw", "lr": 1e-3, **fields.pop("config", {})}
     status = fields.pop("status", "ok")
@@ -32,15 +34,23 @@ def around(target: str, scores: list[float], attack: str = "finetune") -> list[R
     ]
 
 
-def record(runs: list[RunRecord], *, utility: tuple[float, float] = (0.95, 0.945), seeds: int = 3, **fields: Any) -> Record:
+def record(
+    runs: list[RunRecord], *, utility: tuple[float, float] = (0.95, 0.945), seeds: int = 3, **fields: Any
+) -> Record:
     """A judged record with these runs and nothing else that would raise a flag."""
     source = {"kind": "package", "origin": "x==1", "sha256": None, "stand_in": None}
-    task = {"name": "t", "labels": ["a", "b", "c", "d"], "train": 100, "test": 1000, "chance": 0.25, "source": source}
-    card = {"chosen_step": 9, "fingerprint": "L", "base": {"fingerprint": "B"}}
+    task = {
+        "name": "t",
+        "labels": ["a", "b", "c", "d"],
+        "train": 100,
+        "test": 1000,
+        "chance": 0.25,
+        "source": source,
+    }
     made = Record(
         suite={"name": "quick", "version": 1, "steps": 40, "seeds": list(range(seeds))},
         base={"name": "b", "fingerprint": "B"},
-        locked={"name": "l", "fingerprint": "L", "card": card},
+        locked={"name": "l", "fingerprint": "L", "card": CARD},
         retain_task=dict(task),
         attack_task=dict(task),
         runs=runs,
@@ -75,7 +85,9 @@ def test_a_sound_audit_raises_no_flag_and_adds_up() -> None:
     assert names(made) == set()
     assert made.summary["uplift"] == pytest.approx((0.6 - 0.3) / (0.9 - 0.3))
     assert made.summary["target"] == pytest.approx(0.3 + 0.9 * 0.6)
-    assert made.summary["slowdown"] == "> 2.0", "the base needs 20 of 40 steps, the locked model never gets there"
+    assert made.summary["slowdown"] == "> 2.0", (
+        "the base needs 20 of 40 steps, the locked model never gets there"
+    )
     assert made.summary["strongest_attack"] == "adamw at lr 1e-3"
     assert "uplift 0.50" in made.verdict
 
@@ -125,16 +137,16 @@ PLANTED: dict[str, Record] = {
     "attack_fails_on_base": record(_with("base", *around("base", [0.25, 0.27, 0.26, 0.26]))),
     "nothing_to_protect": record(_with("scratch", *around("scratch", [0.25, 0.88, 0.88, 0.88]))),
     "budget_too_small": record(_with("base", *around("base", [0.25, 0.4, 0.5, 0.6, 0.8]))),
-    "edge_of_grid": record(_with("locked", run("locked", [0.25, 0.5, 0.6]), run("locked", [0.25], config={"lr": 1e-4}))),
+    "edge_of_grid": record(_with("locked", *around("locked", [0.25, 0.5, 0.6])[:2])),
     "only_divergence": record(_with("locked", run("locked", [0.25], status="diverged"))),
     "repair_succeeds": record([*sound(), *around("locked", [0.25, 0.8, 0.88, 0.88], attack="clip")]),
     "forgetting": record(_with("control", *around("control", [0.25, 0.5, 0.62, 0.62]))),
     "no_control": record([old for old in sound() if old.target != "control"]),
     "lock_did_nothing": record(
-        sound(), locked={"fingerprint": "L", "card": {"chosen_step": 0, "fingerprint": "L", "base": {"fingerprint": "B"}}}
+        sound(), locked={"fingerprint": "L", "card": {**CARD, "chosen_step": 0}}
     ),
     "not_the_cards_model": record(
-        sound(), locked={"fingerprint": "X", "card": {"chosen_step": 9, "fingerprint": "L", "base": {"fingerprint": "B"}}}
+        sound(), locked={"fingerprint": "X", "card": CARD}
     ),
     "seeds_disagree": record(_with("locked", *_seeds("locked", [0.45, 0.6, 0.7]))),
     "few_seeds": record(sound(), seeds=1),

@@ -35,7 +35,9 @@ SUITE = Suite(
 @pytest.fixture(scope="module")
 def locked(base: Model, digits: Task) -> Locked:
     return speclock.lock(
-        base, digits, speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=40, evaluations=4, max_utility_drop=0.02)
+        base,
+        digits,
+        speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=40, evaluations=4, max_utility_drop=0.02),
     )
 
 
@@ -112,9 +114,10 @@ def test_a_killed_audit_resumes_to_the_same_summary(
             base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2, folder=tmp_path
         )
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Attack, "__call__", dies)
-        carry_out()
+        with pytest.raises(Killed):
+            carry_out()
     calls = 0
     monkeypatch.setattr(Attack, "__call__", dies)
     dies_at = -1
@@ -123,7 +126,9 @@ def test_a_killed_audit_resumes_to_the_same_summary(
     assert [dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in resumed.runs] == [
         dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in record.runs
     ]
-    finished_before = {1: 0, 6: 5, 17: 16}[len(record.runs) - calls + 1] if calls <= len(record.runs) else None
+    finished_before = (
+        {1: 0, 6: 5, 17: 16}[len(record.runs) - calls + 1] if calls <= len(record.runs) else None
+    )
     assert finished_before is not None, "what had finished is not run again"
 
 
@@ -159,7 +164,13 @@ def test_other_architectures_are_refused(base: Model, digits: Task, silhouettes:
 def test_published_suites_are_frozen() -> None:
     """A change here needs a new version of the suite: numbers of different suites do not compare."""
     swept = [(attack.name, attack.config()["optimizer"], attack.config()["lr"]) for attack in QUICK.attacks]
-    assert (QUICK.label, QUICK.steps, QUICK.finalists, QUICK.evaluations, len(swept)) == ("quick/1", 32, 1, 4, 13)
+    assert (QUICK.label, QUICK.steps, QUICK.finalists, QUICK.evaluations, len(swept)) == (
+        "quick/1",
+        32,
+        1,
+        4,
+        13,
+    )
     assert {name for _, name, _ in swept} == {"adamw", "adam", "adadelta", "sgd-momentum"}
 
 

@@ -46,7 +46,12 @@ def base_folder(base: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def locked_folder(base_folder: Path) -> Path:
     out = base_folder.parent / "locked"
-    assert main(["lock", str(base_folder), "--task", "mnist@800/300", "--out", str(out), *OPTIONS, "--top-k", "1"]) == 0
+    assert (
+        main(
+            ["lock", str(base_folder), "--task", "mnist@800/300", "--out", str(out), *OPTIONS, "--top-k", "1"]
+        )
+        == 0
+    )
     return out
 
 
@@ -67,12 +72,16 @@ def test_help_costs_no_torch_import() -> None:
 
 def test_ls_lists_what_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "models", "--json"]) == 0
-    assert {"cnn-mlp", "resnet18", "minilm", "smollm2-135m-instruct"} <= set(json.loads(capsys.readouterr().out))
+    assert {"cnn-mlp", "resnet18", "minilm", "smollm2-135m-instruct"} <= set(
+        json.loads(capsys.readouterr().out)
+    )
 
 
 def test_the_whole_chain_in_real_processes(tmp_path: Path) -> None:
     base, locked, attacked, audit = (tmp_path / name for name in ("base", "locked", "attacked", "audit"))
-    code, out, err = ran("train", "cnn-mlp", "--task", "mnist@800/300", "--out", base, *OPTIONS, "--batch-size", 32)
+    code, out, err = ran(
+        "train", "cnn-mlp", "--task", "mnist@800/300", "--out", base, *OPTIONS, "--batch-size", 32
+    )
     assert (code, err) == (0, "")
     assert "accuracy" in out
     code, out, err = ran(
@@ -87,7 +96,9 @@ def test_the_whole_chain_in_real_processes(tmp_path: Path) -> None:
     assert code == 0
     assert [len(row["sigma"]) for row in matrices] == [3] * 6
     assert {"name", "shape", "sigma", "frobenius", "stable_rank"} <= set(matrices[0])
-    code, out, _ = ran("attack", locked, "--task", "kmnist@300/200", "--steps", 8, "--lr", "1e-3,1e-4", "--out", attacked)
+    code, out, _ = ran(
+        "attack", locked, "--task", "kmnist@300/200", "--steps", 8, "--lr", "1e-3,1e-4", "--out", attacked
+    )
     assert code == 0
     assert len(json.loads((attacked / "attack.json").read_text())["runs"]) == 2
     code, out, err = ran(
@@ -103,7 +114,13 @@ def test_the_whole_chain_in_real_processes(tmp_path: Path) -> None:
     code, out, _ = ran("report", audit, "--out", tmp_path / "again.html")
     assert code == 0
     assert (tmp_path / "again.html").read_bytes() == (audit / "report.html").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.html", "attacked", "audit", "base", "locked"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "again.html",
+        "attacked",
+        "audit",
+        "base",
+        "locked",
+    ]
 
 
 @pytest.mark.parametrize("command", ["lock", "audit"])
@@ -138,7 +155,9 @@ def test_kill_9_and_resume_give_the_same_result(
         child.send_signal(signal.SIGKILL)
         child.communicate()
     assert not killed.exists(), "killed too late for the test to mean anything"
-    assert not partial.exists() or main([str(part) for part in arguments(killed)]) == 2, "it asks for --resume"
+    assert not partial.exists() or main([str(part) for part in arguments(killed)]) == 2, (
+        "it asks for --resume"
+    )
     assert main([str(part) for part in [*arguments(killed), "--resume"]]) == 0
     assert result(killed) == result(whole)
     assert main([str(part) for part in [*arguments(killed), "--resume"]]) == 0, "nothing is left to do"
@@ -234,7 +253,9 @@ def test_a_full_disk_is_one_clear_line(
     assert not out.exists()
 
 
-def test_k_above_a_rank_warns_and_names_the_matrix(base_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_k_above_a_rank_warns_and_names_the_matrix(
+    base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.warns(UserWarning, match=r"mlp\.6\.weight"):
         assert main(["inspect", str(base_folder), "--top-k", "12", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["matrices"]}

@@ -86,6 +86,8 @@ def test_a_file_with_labels_and_limit(tmp_path: Path) -> None:
 
 
 def test_listing_tasks_costs_no_torch_import() -> None:
-    code = "import sys, speclock.tasks as t; print(len(t.TASKS.descriptions)); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, speclock.tasks as t; print(len(t.TASKS.descriptions)); assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == len(tasks.TASKS)

@@ -6,6 +6,9 @@ ATTACKS = Registry(
     "attack",
     {
         "finetune": ("speclock.attacks.finetune:FineTune", "every parameter trained on the attack task"),
-        "clip": ("speclock.attacks.repair:Clip", "the top σ cut down to the bulk, no base needed, then fine-tuning"),
+        "clip": (
+            "speclock.attacks.repair:Clip",
+            "the top σ cut down to the bulk, no base needed, then fine-tuning",
+        ),
     },
 )

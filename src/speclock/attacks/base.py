@@ -103,7 +103,9 @@ class Attack(ABC):
         if steps < 1:
             raise InputError(f"steps is {steps}; an attack needs a budget of at least 1.")
         with Meter() as meter:
-            attacked = model.copy() if model.labels == task.labels else model.with_head(task.labels, self.seed)
+            attacked = (
+                model.copy() if model.labels == task.labels else model.with_head(task.labels, self.seed)
+            )
             self.prepare_(attacked)
             due = evaluation_steps(steps, evaluations)
             if model.labels != task.labels:
@@ -115,9 +117,7 @@ class Attack(ABC):
         outcome.seconds, outcome.peak_memory_mb = meter.seconds, meter.peak_memory_mb
         return outcome, attacked
 
-    def _judge(
-        self, model: Model, task: Task, steps: int, due: list[int], watch: Watch | None
-    ) -> Outcome:
+    def _judge(self, model: Model, task: Task, steps: int, due: list[int], watch: Watch | None) -> Outcome:
         curve: list[tuple[int, float]] = []
         for step in self.trajectory(model, task, steps):
             if step.diverged:
@@ -126,7 +126,9 @@ class Attack(ABC):
                 continue
             score = task.score(model.module, model)
             if math.isnan(score):
-                return Outcome(Status.DIVERGED, curve, None, reason=f"answers are not finite after step {step.index}")
+                return Outcome(
+                    Status.DIVERGED, curve, None, reason=f"answers are not finite after step {step.index}"
+                )
             curve.append((step.index, score))
             if watch is not None and watch(*curve[-1]) and step.index < steps:
                 return Outcome(Status.OK, curve, _best(curve), pruned_at=step.index)

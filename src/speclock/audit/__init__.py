@@ -8,7 +8,15 @@ from typing import Any
 
 from speclock.registry import Registry
 
-SUITES = Registry("suite", {"quick": ("speclock.audit.suite:QUICK", "fine-tuning swept over rate × optimizer, and σ clipping; 32 steps")})
+SUITES = Registry(
+    "suite",
+    {
+        "quick": (
+            "speclock.audit.suite:QUICK",
+            "fine-tuning swept over rate × optimizer, and σ clipping; 32 steps",
+        )
+    },
+)
 
 
 class _Callable(ModuleType):

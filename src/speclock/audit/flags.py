@@ -24,7 +24,9 @@ def raised(record: Record) -> list[dict[str, str]]:
     for flag in FLAGS:
         why = flag(record)
         if why:
-            found.append({"name": flag.__name__, "why": why, "next": " ".join((inspect.getdoc(flag) or "").split())})
+            found.append(
+                {"name": flag.__name__, "why": why, "next": " ".join((inspect.getdoc(flag) or "").split())}
+            )
     return found
 
 
@@ -195,5 +197,7 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def _best(record: Record, which: Callable[[RunRecord], bool]) -> float | None:
-    scores = [run.best for run in record.runs if run.target == "locked" and which(run) and run.best is not None]
+    scores = [
+        run.best for run in record.runs if run.target == "locked" and which(run) and run.best is not None
+    ]
     return max(scores, default=None)

@@ -96,7 +96,9 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an audit record: {error}. Run the audit again.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InputError(f"{path} is not an audit record ({FORMAT}). Name a folder that `speclock audit` wrote.")
+        raise InputError(
+            f"{path} is not an audit record ({FORMAT}). Name a folder that `speclock audit` wrote."
+        )
     return record
 
 

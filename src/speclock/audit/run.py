@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from speclock.locks.base import Lock, Locked
 from speclock.models import Model, fingerprint
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks.base import Task
-from speclock.workspace import write_text
+from speclock.workspace import kept_in, write_text
 
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
@@ -61,7 +59,7 @@ def audit(
     chosen: Suite = SUITES[suite] if isinstance(suite, str) else suite
     budget = steps or chosen.steps
     start = time.perf_counter()
-    with _folder(folder) as kept:
+    with kept_in(folder) as kept:
         utility_base = retain.score(base.module, base)
         utility_locked = retain.score(model.module, model)
         targets = _Targets(base, model, _control(base, retain, card, kept))
@@ -118,7 +116,9 @@ def _all_runs(
             for attack in _finalists(runs, name, suite):
                 for seed in range(1, seeds):
                     again = replace(attack, seed=seed)
-                    runs.append(_run(name, targets[name, seed], again, task, retain, budget, suite.evaluations, cache))
+                    runs.append(
+                        _run(name, targets[name, seed], again, task, retain, budget, suite.evaluations, cache)
+                    )
                     bar.update()
     return runs
 
@@ -238,7 +238,9 @@ class _Cache:
         return RunRecord(**{**kept, "curve": [(step, score) for step, score in kept["curve"]]})
 
     def put(self, run: RunRecord) -> None:
-        write_text(self._path(run.target, run.attack, run.config, run.seed), json.dumps(dataclasses.asdict(run)))
+        write_text(
+            self._path(run.target, run.attack, run.config, run.seed), json.dumps(dataclasses.asdict(run))
+        )
 
     def _path(self, *what: Any) -> Path:
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -266,7 +268,9 @@ def _control(base: Model, retain: Task, card: dict[str, Any] | None, kept: Path)
 
 def lock_of(card: dict[str, Any]) -> Lock:
     """The lock that a card describes."""
-    config = {name: tuple(value) if isinstance(value, list) else value for name, value in card["config"].items()}
+    config = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in card["config"].items()
+    }
     lock: Lock = LOCKS[card["lock"]](**config)
     return lock
 
@@ -293,7 +297,8 @@ def _identity(model: Model) -> dict[str, Any]:
 
 def _check_same_shapes(base: Model, locked: Model) -> None:
     shapes = [
-        {name: tuple(value.shape) for name, value in model.module.state_dict().items()} for model in (base, locked)
+        {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
+        for model in (base, locked)
     ]
     differ = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
     if differ:
@@ -301,12 +306,3 @@ def _check_same_shapes(base: Model, locked: Model) -> None:
             f"{locked.name} is not a locked {base.name}: {differ[0]} is {shapes[1].get(differ[0], 'missing')} in the "
             f"one and {shapes[0].get(differ[0], 'missing')} in the other. Name the base that was locked with --base."
         )
-
-
-@contextmanager
-def _folder(folder: Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary)

@@ -17,8 +17,12 @@ from speclock.errors import InputError
 @click.command("attack")
 @click.argument("model")
 @click.option("--task", required=True, help=f"Attack task. {TASK_HELP}")
-@click.option("--attack", "attack_name", default="finetune", show_default=True, help=f"One of: {', '.join(ATTACKS)}.")
-@click.option("--steps", default=32, show_default=True, type=click.IntRange(1), help="Budget in optimizer steps.")
+@click.option(
+    "--attack", "attack_name", default="finetune", show_default=True, help=f"One of: {', '.join(ATTACKS)}."
+)
+@click.option(
+    "--steps", default=32, show_default=True, type=click.IntRange(1), help="Budget in optimizer steps."
+)
 @click.option("--lr", "rates", multiple=True, help="Learning rate; several, or a comma list, for a sweep.")
 @click.option("--out", required=True, type=OUT, help="Folder for attack.json.")
 @field_options(*ATTACKS.values(), leave_out=["lr"])
@@ -57,8 +61,12 @@ def command(
     for attack in attacks:
         outcome, attacked = attack.run(target, wanted, steps)
         runs.append({"attack": attack.name, "config": attack.config(), "seed": attack.seed, **vars(outcome)})
-        said = f"best {outcome.best:.1%}" if outcome.best is not None else f"{outcome.status} {outcome.reason}"
-        click.echo(f"{attack.name} with {attack.optimizer} at lr {attack.lr:g}: {said} ({outcome.seconds:.0f} s)")
+        said = (
+            f"best {outcome.best:.1%}" if outcome.best is not None else f"{outcome.status} {outcome.reason}"
+        )
+        click.echo(
+            f"{attack.name} with {attack.optimizer} at lr {attack.lr:g}: {said} ({outcome.seconds:.0f} s)"
+        )
         if outcome.status is Status.OK and (best is None or (outcome.best or 0) > best[0]):
             best = (outcome.best, attacked)
     record = {

@@ -20,8 +20,12 @@ from speclock.cli.options import OUT, TASK_HELP, task_options
 @click.option("--retain-task", required=True, help=f"What the model must keep doing. {TASK_HELP}")
 @click.option("--attack-task", required=True, help="What the attacker wants; named as the retain task is.")
 @click.option("--suite", default="quick", show_default=True, help=f"One of: {', '.join(SUITES)}.")
-@click.option("--steps", type=click.IntRange(1), help="Budget of each run in optimizer steps [default: the suite's].")
-@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Seeds; quote nothing below 3.")
+@click.option(
+    "--steps", type=click.IntRange(1), help="Budget of each run in optimizer steps [default: the suite's]."
+)
+@click.option(
+    "--seeds", default=1, show_default=True, type=click.IntRange(1), help="Seeds; quote nothing below 3."
+)
 @click.option("--out", required=True, type=OUT, help="Folder for audit.json and report.html.")
 @task_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")

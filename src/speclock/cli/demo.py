@@ -24,7 +24,9 @@ STAGES = {
 
 
 @click.command("demo")
-@click.option("--out", default=Path("speclock-demo"), show_default=True, type=OUT, help="Folder for what is made.")
+@click.option(
+    "--out", default=Path("speclock-demo"), show_default=True, type=OUT, help="Folder for what is made."
+)
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.pass_context
 def command(ctx: click.Context, out: Path, resume: bool) -> None:

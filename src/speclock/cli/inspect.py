@@ -12,7 +12,9 @@ import click
 @click.command("inspect")
 @click.argument("model")
 @click.option("--against", metavar="BASE", help="A base whose matrices to compare with.")
-@click.option("--top-k", default=2, show_default=True, type=click.IntRange(1), help="Singular values of each matrix.")
+@click.option(
+    "--top-k", default=2, show_default=True, type=click.IntRange(1), help="Singular values of each matrix."
+)
 @click.option("--include", multiple=True, help="Only parameters whose name matches this pattern.")
 @click.option("--exclude", multiple=True, help="No parameters whose name matches this pattern.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

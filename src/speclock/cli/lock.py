@@ -16,7 +16,9 @@ from speclock.locks import LOCKS
 @click.argument("model")
 @click.option("--task", required=True, help=f"Retain task. {TASK_HELP}")
 @click.option("--out", required=True, type=OUT, help="Folder for the locked model and its lock card.")
-@click.option("--lock", "lock_name", default="specdef", show_default=True, help=f"One of: {', '.join(LOCKS)}.")
+@click.option(
+    "--lock", "lock_name", default="specdef", show_default=True, help=f"One of: {', '.join(LOCKS)}."
+)
 @field_options(*LOCKS.values())
 @task_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")

@@ -89,7 +89,9 @@ def _click_type(hint: Any) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    return "none" if value is None or value == () else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        "none" if value is None or value == () else f"{value:g}" if isinstance(value, float) else str(value)
+    )
 
 
 def given(ctx: click.Context, cls: type, values: Mapping[str, Any], chosen: str) -> dict[str, Any]:
@@ -138,7 +140,11 @@ def task_options(function: F) -> F:
         click.option("--label-column", default="label", show_default=True, help="Column of the labels."),
         click.option("--text-column", default="text", show_default=True, help="Column of the texts."),
         click.option(
-            "--max-length", default=128, show_default=True, type=click.IntRange(2), help="Tokens of a text that are read."
+            "--max-length",
+            default=128,
+            show_default=True,
+            type=click.IntRange(2),
+            help="Tokens of a text that are read.",
         ),
     ):
         function = option(function)

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from speclock.errors import InputError
 from speclock.cli.options import OUT, READING, TASK_HELP, field_options, given, task_options
 from speclock.recipe import Schooling
 
@@ -43,7 +42,10 @@ def command(ctx: click.Context, model: str, task: str, out: Path, resume: bool, 
             base = models.load(model)
             learned.check_kind(base)
             base = models.load(model, labels=learned.labels, seed=recipe.seed)
-            record = {**school(base, learned, recipe, checkpoint=Checkpoint(work.folder)), "request": work.request}
+            record = {
+                **school(base, learned, recipe, checkpoint=Checkpoint(work.folder)),
+                "request": work.request,
+            }
             models.save(base, out, extra={"train.json": json.dumps(record, indent=1)})
     work.close()
     learned_task = record["task"]

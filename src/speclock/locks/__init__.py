@@ -5,7 +5,13 @@ from speclock.registry import Registry
 LOCKS = Registry(
     "lock",
     {
-        "specdef": ("speclock.locks.specdef:SpecDef", "gradient ascent on the top σ beside a retain loss (Algorithm 1)"),
-        "rescale": ("speclock.locks.rescale:Rescale", "the top σ multiplied in place, without data (Figure 2)"),
+        "specdef": (
+            "speclock.locks.specdef:SpecDef",
+            "gradient ascent on the top σ beside a retain loss (Algorithm 1)",
+        ),
+        "rescale": (
+            "speclock.locks.rescale:Rescale",
+            "the top σ multiplied in place, without data (Figure 2)",
+        ),
     },
 )

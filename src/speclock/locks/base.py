@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
+from speclock.workspace import kept_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from speclock.models import Model
     from speclock.spectra import SpectralPenalty
     from speclock.tasks.base import Task
-    from speclock.training import Checkpoint, Step, Stateful
+    from speclock.training import Checkpoint, Stateful, Step
 
 CARD_FORMAT = "speclock-card/1"
 
@@ -86,7 +86,7 @@ class Lock(ABC):
 
         Raises :class:`InputError` when the model does not do the retain task: there would be nothing to keep.
         """
-        with _folder(folder) as kept, Meter() as meter:
+        with kept_in(folder) as kept, Meter() as meter:
             locked = model.copy()
             guard = _Guard(self, locked, task, kept)
             for step in self.trajectory(locked, task, spectral=True, run=guard.run):
@@ -97,11 +97,13 @@ class Lock(ABC):
 
     def control(self, model: Model, task: Task, *, stop_at: int, folder: Path | None = None) -> Model:
         """A copy trained as the lock trains, with its spectral term off, for ``stop_at`` steps."""
-        with _folder(folder) as kept:
+        with kept_in(folder) as kept:
             control = model.copy()
             for step in self.trajectory(control, task, spectral=False, run=Run.in_folder(kept)):
                 if step.diverged:
-                    raise InputError(f"the control of {self.name} diverged at step {step.index}: its lr is too high.")
+                    raise InputError(
+                        f"the control of {self.name} diverged at step {step.index}: its lr is too high."
+                    )
                 if step.index >= stop_at:
                     break
         return control
@@ -114,7 +116,11 @@ class Lock(ABC):
             "lock": self.name,
             "config": dataclasses.asdict(self),
             "seed": self.seed,
-            "base": {"name": base.name, "fingerprint": fingerprint(base), "source": dataclasses.asdict(base.source)},
+            "base": {
+                "name": base.name,
+                "fingerprint": fingerprint(base),
+                "source": dataclasses.asdict(base.source),
+            },
             "fingerprint": fingerprint(locked),
             "retain_task": task.describe(),
             "utility_base": guard.curve[0][1],
@@ -218,7 +224,9 @@ def penalty_of(module: nn.Module, lock: Lock) -> SpectralPenalty:
     """The spectral penalty over the weight matrices that the lock's patterns choose."""
     from speclock.spectra import SpectralPenalty
 
-    return SpectralPenalty(module, top_k=lock.top_k, include=lock.include, exclude=lock.exclude, seed=lock.seed)
+    return SpectralPenalty(
+        module, top_k=lock.top_k, include=lock.include, exclude=lock.exclude, seed=lock.seed
+    )
 
 
 def lock(model: Model | nn.Module, task: Task, how: Lock, *, folder: Path | None = None) -> Locked:
@@ -240,14 +248,3 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
         raise InputError(f"{path} is not a lock card ({CARD_FORMAT}). Fetch the folder again.")
     return card
-
-
-def _folder(folder: Path | None) -> Any:
-    import contextlib
-
-    return contextlib.nullcontext(folder) if folder else _Temporary()
-
-
-class _Temporary(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
