@@ -76,7 +76,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """What reading `audit.json` gives."""
-        return json.loads(self.to_json())  # type: ignore[no-any-return]
+        return json.loads(self.to_json())
 
     def save(self, folder: Path) -> None:
         """Write `audit.json` and the self-contained `report.html` into ``folder``."""
