@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speclock.audit.record import TARGETS
 from speclock.report import plots
-from speclock.report.runs import MOST_COLUMNS, TARGETS, mean_best, strongest, sweep
+from speclock.report.runs import MOST_COLUMNS, mean_best, strongest, sweep
 
 Record = dict[str, Any]
 

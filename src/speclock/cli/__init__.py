@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 
 import click
 
@@ -72,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo(f"{command}: {' '.join(error.format_message().split())} See {command} --help.", err=True)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo(f"{command}: interrupted. The same command with --resume goes on from here.", err=True)
+        click.echo(
+            f"{command}: interrupted. Where the command has --resume, that goes on from here.", err=True
+        )
         return 130
     except BrokenPipeError:
         # The reader of a pipe went away (`speclock inspect … | head`); that is no failure of ours.
@@ -83,4 +86,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry_point() -> None:
     """The `speclock` program."""
+    # Where in speclock's own code a warning was raised says nothing to who typed a command.
+    warnings.showwarning = lambda message, *_: click.echo(f"speclock: warning: {message}", err=True)
     sys.exit(main())

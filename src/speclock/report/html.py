@@ -10,15 +10,13 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
+from speclock.audit.record import FORMAT, TARGETS
 from speclock.errors import InputError
 from speclock.report import numbers, plots
 from speclock.report import runs as _runs
 from speclock.report.numbers import finite, percent
 from speclock.report.plots import Record
-from speclock.report.runs import TARGETS
 from speclock.workspace import write_text
-
-FORMAT = "speclock-audit/1"
 
 TARGET_WORDS = {
     "base": "the model before locking",

@@ -8,12 +8,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from speclock.audit.metrics import rank
 from speclock.report.numbers import finite
 
 Run = dict[str, Any]
 Curve = list[tuple[float, float]]
-
-TARGETS = ("base", "scratch", "control", "locked")
 
 MOST_COLUMNS = 14
 """Learning rates that still fit side by side on a phone; more are grouped."""
@@ -45,13 +44,16 @@ def strongest(runs: list[Run], target: str) -> list[Run]:
                 run
             )
 
-    return max(groups.values(), key=lambda group: (len(group), mean_best(group)), default=[])
+    return max(groups.values(), key=lambda group: rank(_bests(group)), default=[])
 
 
 def mean_best(group: list[Run]) -> float:
     """The mean over the group's runs that have a best score."""
-    scores = [score for run in group if (score := best(run)) is not None]
-    return sum(scores) / len(scores)
+    return rank(_bests(group))[1]
+
+
+def _bests(group: list[Run]) -> list[float]:
+    return [score for run in group if (score := best(run)) is not None]
 
 
 def mean(curves: list[Curve]) -> Curve:
