@@ -28,17 +28,20 @@ def command(
 ) -> None:
     """Print the top singular values of every weight matrix of MODEL, and how they differ from a base's.
 
-    Convolutions are unfolded to (out, in·kh·kw); a fused or stacked parameter is one matrix; tied weights
+    Convolutions are unfolded to (out, in·kh·kw), which is what locks act on; their σ₁ as operators, on inputs
+    of side 8, stands beside it. A fused or stacked parameter is one matrix; tied weights
     count once.
 
     Example: speclock inspect locked --against base --top-k 4
     """
+    import torch
     from tqdm import tqdm
 
     from speclock import models
-    from speclock.spectra import frobenius, singular_values, stable_rank, weight_matrices
+    from speclock.spectra import frobenius, operator_norm, singular_values, stable_rank, weight_matrices
 
-    matrices = weight_matrices(models.load(model).module, include, exclude)
+    module = models.load(model).module
+    matrices = weight_matrices(module, include, exclude)
     bases = {}
     if against is not None:
         bases = {weight.name: weight for weight in weight_matrices(models.load(against).module)}
@@ -57,6 +60,9 @@ def command(
             "frobenius": frobenius(W),
             "stable_rank": stable_rank(W),
         }
+        owner = module.get_submodule(weight.name.rpartition(".")[0])
+        if isinstance(owner, torch.nn.Conv2d):
+            row["operator_sigma"] = operator_norm(owner, size=8, tol=1e-4)
         base = bases.get(weight.name)
         if base is not None and base.shape == weight.shape:
             row["base_sigma"] = singular_values(base.matrix.detach(), top_k).tolist()
@@ -76,12 +82,17 @@ def _print(rows: list[dict[str, Any]], top_k: int, against: str | None) -> None:
     table.add_column("shape", justify="right", no_wrap=True)
     for i in range(1, top_k + 1):
         table.add_column(f"σ{_subscript(i)}", justify="right", no_wrap=True)
+    convolutions = any("operator_sigma" in row for row in rows)
+    if convolutions:
+        table.add_column("σ₁ operator", justify="right", no_wrap=True)
     table.add_column("stable rank", justify="right", no_wrap=True)
     if against is not None:
         table.add_column("σ₁ over base", justify="right", no_wrap=True)
     for row in rows:
         sigma = [f"{value:.4g}" for value in row["sigma"]]
         cells = [row["name"], "×".join(map(str, row["shape"])), *sigma, *[""] * (top_k - len(sigma))]
+        if convolutions:
+            cells.append(f"{row['operator_sigma']:.4g}" if "operator_sigma" in row else "")
         cells.append(f"{row['stable_rank']:.1f}")
         if against is not None:
             base = row.get("base_sigma")

@@ -276,7 +276,7 @@ def sweep_map(record: Record, *, narrow: bool = False) -> Drawing | None:
         return None
     low, high = heat_range(record)
     across = 1 if narrow or len(targets) == 1 else 2
-    left, row_height, gutter = 14 + 6.2 * max(len(_short(row, narrow)) for row in sweep.rows), 28, 26
+    left, row_height, gutter = 14 + 7.2 * max(len(_short(row, narrow)) for row in sweep.rows), 28, 26
     panel = (WIDTH[narrow] - gutter * (across - 1)) / across
     cell = min(64.0, (panel - left - 2) / len(sweep.columns))
     foot = 46 if cell < UPRIGHT else 34
