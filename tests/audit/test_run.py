@@ -133,7 +133,7 @@ def test_a_killed_audit_resumes_to_the_same_summary(
 
 
 def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
-    pruner = _Pruner(chance=0.25, budget=40)
+    pruner = _Pruner(visible=0.35, budget=40)
     ended = {}
     for name, score in {"winner": 0.8, "loser": 0.3, "second": 0.9}.items():
         watch = pruner.begin()
@@ -141,7 +141,7 @@ def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
         pruner.study.tell(pruner.trial, state=_complete(), values=[score])
     assert ended["winner"] == ended["second"] == []
     assert ended["loser"][0] == 10
-    pruner = _Pruner(chance=0.25, budget=40)
+    pruner = _Pruner(visible=0.35, budget=40)
     for score in (0.3, 0.26, 0.28):
         watch = pruner.begin()
         assert not any(watch(step, score) for step in (10, 20, 30, 40))

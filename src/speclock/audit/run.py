@@ -129,9 +129,10 @@ def _sweep(
     """Every attack of the suite on one target; losing runs are given up at a quarter and at half the budget.
 
     A run is only given up when others have visibly learnt: while all of them hover around chance their order
-    is noise, and pruning by it would flatter the lock.
+    is noise, and pruning by it would flatter the lock. Not so on scratch: a scratch score that is too low makes
+    uplift larger, so there the sweep may save its time.
     """
-    pruner = _Pruner(task.chance, budget)
+    pruner = _Pruner(0.0 if name == "scratch" else task.chance + 0.1, budget)
     for attack in suite.attacks:
         watch = pruner.begin()
         run = _run(name, model, attack, task, retain, budget, suite.evaluations, cache, watch=watch)
@@ -145,11 +146,12 @@ class _Pruner:
     RUNGS = (1, 2)
     """Quarters of the budget at which runs are compared."""
 
-    def __init__(self, chance: float, budget: int) -> None:
+    def __init__(self, visible: float, budget: int) -> None:
+        """``visible`` is the score from which on a leading run has visibly learnt."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
         self.study = optuna.create_study(direction="maximize", pruner=halving)
-        self.visible = chance + 0.1
+        self.visible = visible
         self.budget = budget
         self.leader = 0.0
 

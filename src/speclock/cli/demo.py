@@ -12,12 +12,12 @@ import click
 from speclock.cli.options import OUT
 
 # A text classifier for four topics is released; somebody wants it for four others, with few examples of those.
-RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@2000/400"
+RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@2000/300"
 ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@320/200"
 # Short texts and few steps, so that all of it takes minutes on two cores; 24 steps are twice what the base needs.
 STAGES = {
     "Training a base": f"train minilm --task {RETAIN} --lr 2e-4 --schedule linear --steps 90 --max-length 32",
-    "Locking it": f"lock BASE --task {RETAIN} --alpha 0.02 --top-k 8 --lr 4e-4 --steps 80 --max-length 32",
+    "Locking it": f"lock BASE --task {RETAIN} --alpha 0.02 --top-k 8 --lr 2e-4 --steps 80 --evaluations 5 --max-length 32",
     "Attacking it": (
         f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --steps 24 --max-length 32"
     ),
