@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: install demo test bench clean
+.PHONY: install demo test bench records clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,25 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/lock_step.py
+
+# The records in results/, some 30 minutes on two cores; every line resumes where it was killed.
+RESNET := --optimizer adadelta --lr 1.0 --batch-size 32 --schedule step --resume
+TOPICS := newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns
+OTHERS := newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian
+SMOLLM := --max-length 32 --resume
+records: $(VENV)/.installed
+	$(BIN)/speclock train resnet18 --task mnist@6000/500 --epochs 2 $(RESNET) --out out/resnet18-base
+	$(BIN)/speclock lock out/resnet18-base --task mnist@6000/500 --alpha 0.5 --top-k 1 --retain task --epochs 2 \
+	    --evaluations 5 $(RESNET) --out out/resnet18-locked
+	$(BIN)/speclock audit out/resnet18-locked --base out/resnet18-base --retain-task mnist@6000/500 \
+	    --attack-task fashion-mnist@2000/400 --steps 60 --seeds 3 --resume --out results/resnet18-mnist
+	$(PIP) install -q -c constraints.txt -e '.[gguf]'
+	$(BIN)/speclock train smollm2-135m-instruct --task $(TOPICS)@640/60 --steps 30 --lr 1e-4 --schedule linear \
+	    $(SMOLLM) --out out/smollm2-base
+	$(BIN)/speclock lock out/smollm2-base --task $(TOPICS)@640/60 --alpha 0.02 --top-k 2 --lr 1e-4 --steps 12 \
+	    --evaluations 2 --max-utility-drop 0.02 $(SMOLLM) --out out/smollm2-locked
+	$(BIN)/speclock audit out/smollm2-locked --base out/smollm2-base --retain-task $(TOPICS)@640/60 \
+	    --attack-task $(OTHERS)@320/60 --steps 8 $(SMOLLM) --out results/smollm2-newsgroups
 
 clean:
 	rm -rf $(VENV) out

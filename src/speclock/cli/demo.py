@@ -17,7 +17,9 @@ ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religi
 # Short texts and few steps, so that all of it takes minutes on two cores; 24 steps are twice what the base needs.
 STAGES = {
     "Training a base": f"train minilm --task {RETAIN} --lr 2e-4 --schedule linear --steps 90 --max-length 32",
-    "Locking it": f"lock BASE --task {RETAIN} --alpha 0.02 --top-k 8 --lr 2e-4 --steps 80 --evaluations 5 --max-length 32",
+    "Locking it": (
+        f"lock BASE --task {RETAIN} --alpha 0.02 --top-k 8 --lr 2e-4 --steps 80 --evaluations 5 --max-length 32"
+    ),
     "Attacking it": (
         f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --steps 24 --max-length 32"
     ),
