@@ -39,7 +39,9 @@ def command(ctx: click.Context, out: Path, resume: bool) -> None:
 
     Example: speclock demo --out demo
     """
-    from speclock.workspace import Workspace, new_folder
+    from speclock.audit.record import read
+    from speclock.report import write
+    from speclock.workspace import Workspace, new_folder, write_text
 
     work = Workspace(out, {"command": "demo", "stages": STAGES}, record="audit.json", resume=resume)
     if work.finished is None:
@@ -52,11 +54,13 @@ def command(ctx: click.Context, out: Path, resume: bool) -> None:
                 assert isinstance(ctx.parent, click.Context)
                 ctx.parent.command.main([*words, "--out", str(folder), "--resume"], standalone_mode=False)
             with new_folder(out) as folder:
-                record = json.loads((made["AUDIT"] / "audit.json").read_text(encoding="utf-8"))
+                record = read(made["AUDIT"])
                 record["request"] = work.request
-                (folder / "audit.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+                # The stages worked beside the folder; the record names the models where they will lie.
+                record["base"]["name"], record["locked"]["name"] = str(out / "base"), str(out / "locked")
+                write_text(folder / "audit.json", json.dumps(record, indent=1))
+                write(record, folder / "report.html")
                 # Copied, not moved: a run killed here finds its stages as they were.
-                shutil.copy(made["AUDIT"] / "report.html", folder)
                 shutil.copytree(made["BASE"], folder / "base")
                 shutil.copytree(made["LOCKED"], folder / "locked")
     work.close()
