@@ -35,11 +35,11 @@ TOPICS := newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns
 OTHERS := newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian
 SMOLLM := --max-length 32 --resume
 records: $(VENV)/.installed
-	$(BIN)/speclock train resnet18 --task mnist@6000/500 --epochs 2 $(RESNET) --out out/resnet18-base
+	$(BIN)/speclock train resnet18 --task mnist@6000/500 --epochs 5 $(RESNET) --out out/resnet18-base
 	$(BIN)/speclock lock out/resnet18-base --task mnist@6000/500 --alpha 0.5 --top-k 1 --retain task --epochs 2 \
 	    --evaluations 5 $(RESNET) --out out/resnet18-locked
 	$(BIN)/speclock audit out/resnet18-locked --base out/resnet18-base --retain-task mnist@6000/500 \
-	    --attack-task fashion-mnist@2000/400 --steps 60 --seeds 3 --resume --out results/resnet18-mnist
+	    --attack-task fashion-mnist@300/400 --steps 60 --seeds 3 --resume --out results/resnet18-mnist
 	$(PIP) install -q -c constraints.txt -e '.[gguf]'
 	$(BIN)/speclock train smollm2-135m-instruct --task $(TOPICS)@640/60 --steps 30 --lr 1e-4 --schedule linear \
 	    $(SMOLLM) --out out/smollm2-base

@@ -12,10 +12,11 @@ from torch import nn
 
 from speclock.errors import InputError
 from speclock.models import Model, fingerprint
+from speclock.optimizers import optimizer_names
 from speclock.recipe import Recipe, Schooling
 from speclock.spectra import SpectralPenalty
 from speclock.tasks.base import Task
-from speclock.training import Checkpoint, fit, optimizer_names
+from speclock.training import Checkpoint, fit
 
 
 def _trained(model: Model, task: Task, recipe: Recipe, steps: int) -> Model:

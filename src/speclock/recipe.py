@@ -44,7 +44,7 @@ class Recipe:
     """Order of the data, dropout, fresh heads."""
 
     def __post_init__(self) -> None:
-        from speclock.training import optimizer_class
+        from speclock.optimizers import optimizer_class
 
         optimizer_class(self.optimizer)
         if self.schedule not in SCHEDULES:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
 from speclock.models import Model
+from speclock.optimizers import optimizer_class
 from speclock.recipe import Recipe, Schooling
-from speclock.registry import unknown
 from speclock.tasks.base import Batch, Encoder, Task
 
 Loss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
@@ -277,29 +277,6 @@ def _multiplier(recipe: Recipe, task: Task, total: int) -> Callable[[int], float
         return 1.0
 
     return at
-
-
-# Sparse Adam takes sparse gradients only, which no layer that speclock trains gives.
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    name.lower(): cls
-    for name, cls in vars(torch.optim).items()
-    if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
-    if cls not in (torch.optim.Optimizer, torch.optim.SparseAdam)
-}
-
-
-def optimizer_names() -> list[str]:
-    """Every optimizer that a recipe can name."""
-    return sorted([*_OPTIMIZERS, "sgd-momentum"])
-
-
-def optimizer_class(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The class and the extra arguments behind a name; :class:`InputError` with the nearest for a typo."""
-    if name == "sgd-momentum":
-        return torch.optim.SGD, {"momentum": 0.9}
-    if name not in _OPTIMIZERS:
-        raise InputError(unknown("optimizer", name, optimizer_names()))
-    return _OPTIMIZERS[name], {}
 
 
 def build_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

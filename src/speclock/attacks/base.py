@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from speclock.environment import Meter
 from speclock.errors import InputError
@@ -51,6 +51,14 @@ class Outcome:
     peak_memory_mb: float = 0.0
 
 
+class Attacked(NamedTuple):
+    """What an attack returns."""
+
+    model: Model
+    """The model as the attack left it."""
+    outcome: Outcome
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """A procedure with a budget of steps that tries to make a model do the attack task.
@@ -80,26 +88,12 @@ class Attack(ABC):
         retain: Task | None = None,
         evaluations: int = 8,
         watch: Watch | None = None,
-    ) -> Outcome:
+    ) -> Attacked:
         """Attack a copy of ``model`` and judge it.
 
         ``retain`` asks for the utility after the attack. ``watch(step, score)`` hears of every evaluation and
         ends the run by answering True: that is how a sweep prunes.
         """
-        outcome, _ = self.run(model, task, steps, retain=retain, evaluations=evaluations, watch=watch)
-        return outcome
-
-    def run(
-        self,
-        model: Model,
-        task: Task,
-        steps: int,
-        *,
-        retain: Task | None = None,
-        evaluations: int = 8,
-        watch: Watch | None = None,
-    ) -> tuple[Outcome, Model]:
-        """As calling the attack; also returns the attacked model."""
         if steps < 1:
             raise InputError(f"steps is {steps}; an attack needs a budget of at least 1.")
         with Meter() as meter:
@@ -115,7 +109,7 @@ class Attack(ABC):
             if retain is not None and outcome.status is Status.OK and outcome.pruned_at is None:
                 outcome.utility_after = retain.score(attacked.body_into(model).module, model)
         outcome.seconds, outcome.peak_memory_mb = meter.seconds, meter.peak_memory_mb
-        return outcome, attacked
+        return Attacked(attacked, outcome)
 
     def _judge(self, model: Model, task: Task, steps: int, due: list[int], watch: Watch | None) -> Outcome:
         curve: list[tuple[int, float]] = []

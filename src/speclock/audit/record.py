@@ -79,11 +79,8 @@ class Record:
         return json.loads(self.to_json())
 
     def save(self, folder: Path) -> None:
-        """Write `audit.json` and the self-contained `report.html` into ``folder``."""
-        from speclock.report import write
-
+        """Write `audit.json` into ``folder``; `speclock.report.write` makes the page from it."""
         write_text(folder / "audit.json", self.to_json())
-        write(self.to_dict(), folder / "report.html")
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def _run(
         # A model that was never trained for the retain task has no utility to lose.
         keep = None if target == "scratch" else retain
         try:
-            outcome = attack(model, task, budget, retain=keep, evaluations=evaluations, watch=watch)
+            outcome = attack(model, task, budget, retain=keep, evaluations=evaluations, watch=watch).outcome
         except (RuntimeError, ValueError) as error:
             # Not every attack fits every architecture; that is a finding about the attack, with its reason.
             outcome = Outcome(Status.FAILED, [], None, reason=f"{type(error).__name__}: {error}")

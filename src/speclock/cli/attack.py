@@ -59,7 +59,7 @@ def command(
     wanted.check_kind(target)
     runs, best = [], None
     for attack in attacks:
-        outcome, attacked = attack.run(target, wanted, steps)
+        attacked, outcome = attack(target, wanted, steps)
         runs.append({"attack": attack.name, "config": attack.config(), "seed": attack.seed, **vars(outcome)})
         said = (
             f"best {outcome.best:.1%}" if outcome.best is not None else f"{outcome.status} {outcome.reason}"

@@ -51,6 +51,7 @@ def command(
     from speclock import models, tasks
     from speclock.audit.run import audit
     from speclock.locks.base import Locked, read_card
+    from speclock.report import write
     from speclock.workspace import Workspace, new_folder
 
     chosen = SUITES[suite]
@@ -88,7 +89,8 @@ def command(
             found.request = work.request
             with new_folder(out) as folder:
                 found.save(folder)
-            record = found.to_dict()
+                record = found.to_dict()
+                write(record, folder / "report.html")
     work.close()
     if as_json:
         click.echo(json.dumps(record["summary"], indent=1))
