@@ -15,6 +15,9 @@ from speclock.audit.record import FORMAT, Record, RunRecord, read
 from speclock.errors import InputError
 
 
+CARD = {"chosen_step": 9, "fingerprint": "L", "base": {"fingerprint": "B"}}
+
+
 def run(
     target: str, scores: list[float], *, seed: int = 0, attack: str = "finetune", **fields: Any
 ) -> RunRecord:
