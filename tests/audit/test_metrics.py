@@ -14,7 +14,6 @@ from speclock.audit.metrics import steps_to, strongest, summarise, uplift, verdi
 from speclock.audit.record import FORMAT, Record, RunRecord, read
 from speclock.errors import InputError
 
-
 CARD = {"chosen_step": 9, "fingerprint": "L", "base": {"fingerprint": "B"}}
 
 
