@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import pickle
 import stat
+import subprocess
 import sys
 import tarfile
 import time
@@ -121,14 +121,18 @@ def test_where_no_source_works_all_are_named(index: Path) -> None:
     assert "\n" not in line
 
 
-def _fetch(start: float) -> bytes:
-    time.sleep(max(0, start - time.time()))
-    return sources.fetch_package("toy==1.0", "toy/a.txt", sha(b"alpha")).read_bytes()
+FETCH = """
+import sys, time
+from speclock.tasks import sources
+time.sleep(max(0, float(sys.argv[1]) - time.time()))
+sys.stdout.write(sources.fetch_package("toy==1.0", "toy/a.txt", sys.argv[2]).read_text())
+"""
 
 
 def test_two_processes_may_fetch_at_once(index: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        assert pool.map(_fetch, [time.time() + 2] * 2) == [b"alpha", b"alpha"]
+    command = [sys.executable, "-c", FETCH, str(time.time() + 2), sha(b"alpha")]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [child.communicate(timeout=60)[0] for child in children] == ["alpha", "alpha"]
 
 
 def test_a_killed_fetch_leaves_nothing_that_is_taken_for_the_file(index: Path, cache: Path) -> None:

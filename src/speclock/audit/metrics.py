@@ -66,7 +66,7 @@ def uplift(locked: float | None, base: float | None, scratch: float | None) -> f
 
     None where the base is no better than scratch, or a score is missing: there is nothing to compare with.
 
-    >>> uplift(0.6, 0.9, 0.3)
+    >>> uplift(0.75, 1.0, 0.5)
     0.5
     """
     if locked is None or base is None or scratch is None or base <= scratch:
