@@ -51,7 +51,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     """Student's t confidence interval of the mean; None for fewer than two values.
 
     >>> interval([0.8, 0.9, 1.0])
-    (0.6516..., 1.1483...)
+    (0.651..., 1.148...)
     """
     if len(values) < 2:
         return None
