@@ -158,7 +158,8 @@ def test_kill_9_and_resume_give_the_same_result(
     assert not partial.exists() or main([str(part) for part in arguments(killed)]) == 2, (
         "it asks for --resume"
     )
-    assert main([str(part) for part in [*arguments(killed), "--resume"]]) == 0
+    # In a process like the first: with another number of threads sums round differently.
+    assert ran(*arguments(killed), "--resume")[0] == 0
     assert result(killed) == result(whole)
     assert main([str(part) for part in [*arguments(killed), "--resume"]]) == 0, "nothing is left to do"
     assert not partial.exists()
