@@ -181,6 +181,11 @@ def test_no_verdict_on_the_lock_where_there_is_nothing_to_protect() -> None:
     assert "says nothing about the lock" in made.verdict
 
 
+def test_a_lucky_seed_of_the_repair_is_no_repair() -> None:
+    lucky = [run("locked", [0.25, score], seed=seed, attack="clip") for seed, score in ((1, 0.9), (2, 0.6))]
+    assert "repair_succeeds" not in names(record([*sound(), *lucky]))
+
+
 def test_a_verdict_is_one_sentence_whatever_is_missing() -> None:
     for made in PLANTED.values():
         assert made.verdict.endswith((".", ")."))

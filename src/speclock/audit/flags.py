@@ -197,7 +197,11 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def _best(record: Record, which: Callable[[RunRecord], bool]) -> float | None:
-    scores = [
-        run.best for run in record.runs if run.target == "locked" and which(run) and run.best is not None
-    ]
-    return max(scores, default=None)
+    """The best of the sweep on the locked model among these runs.
+
+    Only under the sweep's own seed: the winner alone runs again under others, and the luckiest of its seeds
+    would beat a rival that was run once.
+    """
+    first = record.suite["seeds"][0]
+    runs = [run for run in record.runs if run.target == "locked" and run.seed == first and which(run)]
+    return max((run.best for run in runs if run.best is not None), default=None)

@@ -14,7 +14,7 @@ from speclock.cli.options import OUT
 # A text classifier for four topics is released; somebody wants it for four others, with few examples of those.
 RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@2000/300"
 ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@320/200"
-# Short texts and few steps, so that all of it takes minutes on two cores; 24 steps are twice what the base needs.
+# Short texts and few steps, so that all of it takes minutes on two cores; the base needs 18 of the 24 steps.
 STAGES = {
     "Training a base": f"train minilm --task {RETAIN} --lr 2e-4 --schedule linear --steps 90 --max-length 32",
     "Locking it": (
