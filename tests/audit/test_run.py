@@ -12,7 +12,7 @@ import speclock
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audit.record import TARGETS, Record
-from speclock.audit.run import _Pruner, audit
+from speclock.audit.run import _Pruner, _visible, audit
 from speclock.audit.suite import QUICK, Suite
 from speclock.errors import InputError
 from speclock.locks.base import Locked
@@ -133,19 +133,56 @@ def test_a_killed_audit_resumes_to_the_same_summary(
 
 
 def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
-    pruner = _Pruner(visible=0.35, budget=40)
+    pruner = _Pruner(chance=0.25, visible=0.1, budget=40)
     ended = {}
-    for name, score in {"winner": 0.8, "loser": 0.3, "second": 0.9}.items():
+    for name, score in {"winner": 0.8, "loser": 0.3, "close": 0.75, "second": 0.9}.items():
         watch = pruner.begin()
         ended[name] = [step for step in (10, 20, 30, 40) if watch(step, score)]
         pruner.study.tell(pruner.trial, state=_complete(), values=[score])
     assert ended["winner"] == ended["second"] == []
     assert ended["loser"][0] == 10
-    pruner = _Pruner(visible=0.35, budget=40)
+    assert ended["close"] == [], "five points behind the leader are within the test split's sampling error"
+    pruner = _Pruner(chance=0.25, visible=0.1, budget=40)
     for score in (0.3, 0.26, 0.28):
         watch = pruner.begin()
         assert not any(watch(step, score) for step in (10, 20, 30, 40))
         pruner.study.tell(pruner.trial, state=_complete(), values=[score])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Raises(FineTune):
+    error: type[Exception] = RuntimeError
+
+    def prepare_(self, model: Model) -> None:
+        raise self.error("this model has no such layer")
+
+    def config(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "lr": self.lr}
+
+
+def test_an_attack_that_does_not_fit_is_a_finding_and_bad_input_is_not(
+    base: Model, digits: Task, silhouettes: Task
+) -> None:
+    def sole(attack: FineTune) -> Record:
+        suite = dataclasses.replace(SUITE, attacks=(attack,))
+        return audit(base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=suite)
+
+    record = sole(_Raises())
+    assert {run.status for run in record.runs} == {"failed"}
+    assert {run.reason for run in record.runs} == {"RuntimeError: this model has no such layer"}
+    with pytest.raises(InputError, match="no such layer"):
+        sole(_Raises(error=InputError))
+
+
+def test_a_small_test_split_prunes_only_what_is_far_behind() -> None:
+    """28% against a leader at 40% on 60 examples is within the split's sampling error; on 400 it is not."""
+    for n, given_up in ((60, False), (400, True)):
+        pruner = _Pruner(0.25, _visible(n), budget=8)
+        for score in (0.4, 0.28):
+            watch = pruner.begin()
+            ended = [watch(step, score) for step in (2, 4, 6)]
+            pruner.study.tell(pruner.trial, state=_complete(), values=[score])
+        assert any(ended) is given_up
 
 
 def _complete() -> Any:

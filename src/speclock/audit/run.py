@@ -128,16 +128,24 @@ def _sweep(
 ) -> Iterator[RunRecord]:
     """Every attack of the suite on one target; losing runs are given up at a quarter and at half the budget.
 
-    A run is only given up when others have visibly learnt: while all of them hover around chance their order
-    is noise, and pruning by it would flatter the lock. Not so on scratch: a scratch score that is too low makes
-    uplift larger, so there the sweep may save its time.
+    A run is only given up when another has visibly learnt and left it visibly behind: while all of them hover
+    around chance their order is noise, and pruning by it would flatter the lock (or, on scratch, the base).
     """
-    pruner = _Pruner(0.0 if name == "scratch" else task.chance + 0.1, budget)
+    pruner = _Pruner(task.chance, _visible(len(task.test)), budget)
     for attack in suite.attacks:
         watch = pruner.begin()
         run = _run(name, model, attack, task, retain, budget, suite.evaluations, cache, watch=watch)
         pruner.end(run)
         yield run
+
+
+def _visible(n: int) -> float:
+    """The difference between two scores on ``n`` test examples below which their order may be chance.
+
+    Half the 95% interval of a proportion near one half, and never less than a tenth: the best of a sweep at
+    chance lies that far above it.
+    """
+    return max(0.1, 0.98 / n**0.5)
 
 
 class _Pruner:
@@ -146,11 +154,12 @@ class _Pruner:
     RUNGS = (1, 2)
     """Quarters of the budget at which runs are compared."""
 
-    def __init__(self, visible: float, budget: int) -> None:
-        """``visible`` is the score from which on a leading run has visibly learnt."""
+    def __init__(self, chance: float, visible: float, budget: int) -> None:
+        """``visible`` is the least difference of scores that counts as one."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
         self.study = optuna.create_study(direction="maximize", pruner=halving)
+        self.chance = chance
         self.visible = visible
         self.budget = budget
         self.leader = 0.0
@@ -169,7 +178,8 @@ class _Pruner:
                 return False
             rung = quarter
             self.trial.report(best, rung)
-            return self.leader > self.visible and self.trial.should_prune()
+            behind = self.trial.should_prune()  # asked of every run: it also enters the run among its rivals
+            return behind and self.leader - max(best, self.chance) > self.visible
 
         return losing
 
@@ -209,6 +219,8 @@ def _run(
         keep = None if target == "scratch" else retain
         try:
             outcome = attack(model, task, budget, retain=keep, evaluations=evaluations, watch=watch).outcome
+        except InputError:
+            raise
         except (RuntimeError, ValueError) as error:
             # Not every attack fits every architecture; that is a finding about the attack, with its reason.
             outcome = Outcome(Status.FAILED, [], None, reason=f"{type(error).__name__}: {error}")
