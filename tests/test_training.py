@@ -12,7 +12,7 @@ from torch import nn
 
 from speclock.errors import InputError
 from speclock.models import Model, fingerprint
-from speclock.optimizers import optimizer_names
+from speclock.optimizers import OPTIMIZERS, Needs
 from speclock.recipe import Recipe, Schooling
 from speclock.spectra import SpectralPenalty
 from speclock.tasks.base import Task
@@ -165,19 +165,76 @@ def test_warm_up_rises_linearly(digits: Task, base: Model) -> None:
     assert _rates(replace(base, module=One()), digits, recipe, 5) == pytest.approx([0.25, 0.5, 0.75, 1, 1])
 
 
-@pytest.mark.parametrize("optimizer", sorted({*optimizer_names()} - {"muon", "lbfgs"}))
-def test_every_optimizer_trains(optimizer: str, dropping: Model, digits: Task) -> None:
-    rates = {
-        "adadelta": 1.0,
-        "adafactor": 1e-2,
-        "asgd": 1e-2,
-        "radam": 1e-2,
-        "sgd": 1e-2,
-        "sgd-momentum": 1e-2,
+def test_every_optimizer_of_torch_has_a_name() -> None:
+    ours = {optimizer.target for optimizer in OPTIMIZERS.values()}
+    theirs = {
+        f"torch.optim:{name}"
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
     }
-    recipe = Recipe(optimizer=optimizer, lr=rates.get(optimizer, 1e-3), batch_size=64)
-    trained = _trained(dropping, digits, recipe, 12)
-    assert trained_score(trained, digits) > trained_score(dropping, digits) + 0.1
+    # An abstract class, one for sparse gradients only, and one that takes no biases (heavyball's does).
+    assert theirs - ours == {f"torch.optim:{name}" for name in ("Optimizer", "SparseAdam", "Muon")}
+
+
+@pytest.mark.parametrize("needs", list(Needs))
+def test_what_an_optimizer_needs_it_is_given(needs: Needs, dropping: Model, digits: Task) -> None:
+    name, rate = {
+        Needs.GRADIENT: ("adamw", 1e-3),
+        Needs.CLOSURE: ("sam", 1e-3),
+        Needs.GRAPH: ("adahessian", 1e-1),
+        Needs.LOSS: ("zeroth-order", 1e-4),
+    }[needs]
+    assert OPTIMIZERS[name].needs is needs
+    recipe = Recipe(optimizer=name, lr=rate, batch_size=64, clip=1.0)
+    model = dropping.copy()
+    *_, last = fit(model.module, digits, model, recipe, steps=12)
+    # The gradient for all, again at the weights nearby for SAM, and twice per probe for differences.
+    assert last.passes == 12 * {Needs.GRADIENT: 1, Needs.CLOSURE: 2, Needs.GRAPH: 1, Needs.LOSS: 17}[needs]
+    if needs is not Needs.LOSS:
+        assert trained_score(model, digits) > trained_score(dropping, digits) + 0.1
+
+
+def test_rates_multiply_the_learning_rate_by_name(dropping: Model, digits: Task) -> None:
+    names = [name for name, _ in dropping.module.named_parameters()]
+    model = dropping.copy()
+    for _ in fit(
+        model.module,
+        digits,
+        model,
+        Recipe(optimizer="sgd", lr=0.1),
+        steps=1,
+        rates={names[0]: 0.0, names[1]: 2.0},
+    ):
+        pass
+    plain = dropping.copy()
+    for _ in fit(plain.module, digits, plain, Recipe(optimizer="sgd", lr=0.1), steps=1):
+        pass
+    start, fast, one = (dict(m.module.named_parameters()) for m in (dropping, model, plain))
+    assert torch.equal(fast[names[0]], start[names[0]])
+    torch.testing.assert_close(fast[names[1]] - start[names[1]], 2 * (one[names[1]] - start[names[1]]))
+    assert torch.equal(fast[names[2]], one[names[2]])
+
+
+def test_dropout_and_batch_statistics_can_be_turned_off(digits: Task, base: Model) -> None:
+    from dataclasses import replace
+
+    class Modes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.dropout, self.head = nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Linear(3, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((self.norm.training, self.dropout.training))
+            return self.head(self.dropout(self.norm(x)).mean((2, 3)))
+
+    for dropout in (True, False):
+        for batch in (True, False):
+            seen: list[tuple[bool, bool]] = []
+            module = Modes()
+            recipe = Recipe(dropout=dropout, batch_statistics=batch)
+            for _ in fit(module, digits, replace(base, module=module), recipe, steps=2):
+                pass
+            assert seen == [(batch, dropout)] * 2
 
 
 def test_l_bfgs_asks_for_the_gradient_as_often_as_it_likes(digits: Task) -> None:
@@ -188,11 +245,6 @@ def test_l_bfgs_asks_for_the_gradient_as_often_as_it_likes(digits: Task) -> None
     trained = _trained(model, digits, Recipe(optimizer="lbfgs", lr=1.0, batch_size=800), 2)
     descent = _trained(model, digits, Recipe(optimizer="sgd", lr=1e-3, batch_size=800), 2)
     assert trained_score(trained, digits) > max(0.6, trained_score(descent, digits))
-
-
-def test_muon_says_why_it_cannot_train_biases(dropping: Model, digits: Task) -> None:
-    with pytest.raises(InputError, match="'muon' cannot train this model"):
-        _trained(dropping, digits, Recipe(optimizer="muon"), 1)
 
 
 def trained_score(model: Model, task: Task) -> float:

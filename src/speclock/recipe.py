@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from speclock.errors import InputError
+from speclock.optimizers import optimizer_named
 from speclock.registry import unknown
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Recipe:
     """Everything of the loop that is neither the model, the task, the loss nor the number of steps."""
 
     optimizer: str = "adamw"
-    """An optimizer of torch.optim in lower case, or sgd-momentum."""
+    """One of `speclock ls optimizers`."""
     lr: float = 1e-4
     """Peak learning rate."""
     batch_size: int = 16
@@ -40,13 +41,15 @@ class Recipe:
     """Weight decay, decoupled or L2 as the optimizer has it."""
     precision: str = "no"
     """Mixed precision: no, bf16 or fp16."""
+    dropout: bool = True
+    """Whether dropout is on while training."""
+    batch_statistics: bool = True
+    """Whether batch norms normalise by the batch and keep their running averages up, or use them frozen."""
     seed: int = 0
     """Order of the data, dropout, fresh heads."""
 
     def __post_init__(self) -> None:
-        from speclock.optimizers import optimizer_class
-
-        optimizer_class(self.optimizer)
+        optimizer_named(self.optimizer)
         if self.schedule not in SCHEDULES:
             raise InputError(unknown("schedule", self.schedule, list(SCHEDULES)))
         if self.precision not in PRECISIONS:

@@ -7,7 +7,8 @@ import inspect
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,13 +18,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
 from speclock.models import Model
-from speclock.optimizers import optimizer_class
+from speclock.optimizers import Needs, optimizer_named
 from speclock.recipe import Recipe, Schooling
 from speclock.tasks.base import Batch, Encoder, Task
 
@@ -39,6 +41,8 @@ class Step(NamedTuple):
     """Mean loss over the step's batches; NaN at index 0, where nothing has been trained."""
     diverged: bool = False
     """The loss or the gradient stopped being finite; the weights are those before the step."""
+    passes: int = 0
+    """Evaluations of the loss or its gradient on a batch so far: what a step costs differs by optimizer."""
 
 
 @runtime_checkable
@@ -91,6 +95,7 @@ def fit(
     steps: int,
     loss: Loss | None = None,
     add_gradient_: Callable[[], object] | None = None,
+    rates: Mapping[str, float] | None = None,
     carried: tuple[Stateful, ...] = (),
     checkpoint: Checkpoint | None = None,
     title: str = "training",
@@ -98,11 +103,13 @@ def fit(
     """Train ``module`` in place and yield a :class:`Step` before the first and after each of ``steps`` steps.
 
     ``loss(module, batch)`` defaults to the task's own. ``add_gradient_`` runs between the backward pass and
-    clipping and may add to the parameters' ``.grad``: that is where a lock's spectral term enters. With a
-    ``checkpoint``, the loop saves the model, the optimizer, the schedule, the random state and every object in
-    ``carried``, and goes on from the newest state it finds: the first step yielded is then the one after it.
-    The order of the data is a function of the seed and the step alone, so a resumed run computes what an
-    uninterrupted one does (bit for bit on CPU).
+    clipping and may add to the parameters' ``.grad``: that is where a lock's spectral term enters. ``rates``
+    multiplies the learning rate of the parameters it names.
+
+    With a ``checkpoint``, the loop saves the model, the optimizer, the schedule, the random state and every
+    object in ``carried``, and goes on from the newest state it finds: the first step yielded is then the one
+    after it. The order of the data is a function of the seed and the step alone, so a resumed run computes
+    what an uninterrupted one does (bit for bit on CPU).
 
     A progress bar called ``title`` is shown on a terminal.
 
@@ -113,7 +120,7 @@ def fit(
     loss = loss or task.loss
     progress = _Progress()
     loader = _loader(task, encoder, recipe, progress)
-    optimizer = build_optimizer(module, recipe)
+    optimizer = build_optimizer(module, recipe, rates)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _multiplier(recipe, task, steps))
     model, optimizer, scheduler = accelerator.prepare(module, optimizer, scheduler)
     accelerator.register_for_checkpointing(progress, *carried)
@@ -121,44 +128,57 @@ def fit(
         accelerator.load_state(str(newest))
         progress.resumed = True
     loader = accelerator.prepare_data_loader(loader)
+    needs = optimizer_named(recipe.optimizer).needs
+
+    def forward() -> float:
+        """This step's mean loss, without a gradient."""
+        progress.passes += 1
+        with torch.no_grad(), accelerator.autocast():
+            return sum(loss(model, batch).item() for batch in micro_batches) / len(micro_batches)
 
     def gradients() -> float:
-        """Leave this step's gradient in ``.grad`` and return the mean loss."""
+        """Leave this step's clipped gradient in ``.grad``; the mean loss, NaN where either is not finite."""
+        progress.passes += 1
         optimizer.zero_grad()
         value = 0.0
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
                 part = loss(model, batch) / len(micro_batches)
-            accelerator.backward(part)
+            accelerator.backward(part, **({"create_graph": True} if needs is Needs.GRAPH else {}))
             value += part.item()
         if add_gradient_ is not None:
             accelerator.unscale_gradients()
             add_gradient_()
-        return value
+        return value if math.isfinite(_clip_(accelerator, model, recipe.clip)) else math.nan
 
     bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", disable=None, leave=False)
     try:
         if not progress.resumed:
             yield Step(0, math.nan)
-        model.train()
+        _set_modes_(model, recipe)
         batches = iter(loader)
         while progress.step < steps:
             micro_batches = [next(batches) for _ in range(recipe.accumulate)]
-            # L-BFGS asks for the gradient several times a step; for all others once is enough.
-            line_search = isinstance(optimizer.optimizer, torch.optim.LBFGS)
-            value = gradients()
-            if not (math.isfinite(value) and math.isfinite(_clip_(accelerator, model, recipe.clip))):
-                yield Step(progress.step + 1, value, diverged=True)
-                return
-            optimizer.step(gradients if line_search else None)
+            with _double_differentiable(needs):
+                value = forward() if needs is Needs.LOSS else gradients()
+                if not math.isfinite(value):
+                    yield Step(progress.step + 1, value, diverged=True, passes=progress.passes)
+                    return
+                match needs:
+                    case Needs.LOSS:
+                        optimizer.step(forward)
+                    case Needs.CLOSURE:
+                        optimizer.step(gradients)
+                    case _:
+                        optimizer.step()
             scheduler.step()
             progress.step += 1
             bar.set_postfix_str(f"loss {value:.3g}", refresh=False)
             bar.update()
-            yield Step(progress.step, value)
+            yield Step(progress.step, value, passes=progress.passes)
             # The consumer may have scored the module, which leaves its mode as it was, or changed it.
-            model.train()
+            _set_modes_(model, recipe)
             if checkpoint and checkpoint.due():
                 checkpoint.save(accelerator, progress.step)
     finally:
@@ -202,13 +222,14 @@ class _Progress:
     """The loop's own part of a checkpoint."""
 
     step: int = 0
+    passes: int = 0
     resumed: bool = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step}
+        return {"step": self.step, "passes": self.passes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.passes = state["step"], state["passes"]
 
 
 class _Shuffled(Sampler[list[int]]):
@@ -279,16 +300,52 @@ def _multiplier(recipe: Recipe, task: Task, total: int) -> Callable[[int], float
     return at
 
 
-def build_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the module's trainable parameters."""
-    cls, arguments = optimizer_class(recipe.optimizer)
-    if recipe.weight_decay or cls is torch.optim.AdamW:
-        # AdamW's own default decays; a recipe says all it does.
+def _set_modes_(model: nn.Module, recipe: Recipe) -> None:
+    """Training mode, but for what the recipe turns off.
+
+    A module's mode decides on dropout and on batch norms alone, and not every dropout is a module of its own.
+    """
+    model.train(recipe.dropout)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(recipe.batch_statistics)
+
+
+@contextlib.contextmanager
+def _double_differentiable(needs: Needs) -> Iterator[None]:
+    """Where Hessian-vector products are taken: attention by its formula, whose fused kernels have no second
+    derivative, and no warning of the reference cycle that the next ``zero_grad`` breaks."""
+    if needs in (Needs.GRADIENT, Needs.LOSS):
+        yield
+        return
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        warnings.filterwarnings("ignore", message=r"Using backward\(\) with create_graph=True")
+        yield
+
+
+def build_optimizer(
+    module: nn.Module, recipe: Recipe, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the module's trainable parameters; ``rates`` multiplies lr by name."""
+    optimizer = optimizer_named(recipe.optimizer)
+    cls, arguments = optimizer.load(), dict(optimizer.arguments)
+    takes = inspect.signature(cls).parameters
+    if "weight_decay" in takes:
+        # Some decay by default; a recipe says all it does.
         arguments["weight_decay"] = recipe.weight_decay
-    if "fused" in inspect.signature(cls).parameters:
+    elif recipe.weight_decay:
+        raise InputError(f"optimizer {recipe.optimizer!r} has no weight decay. Leave --weight-decay out.")
+    if "fused" in takes:
         # One pass over each parameter and its state instead of a dozen: a third of a small model's step.
         arguments["fused"] = True
+    if "seed" in takes:
+        arguments["seed"] = recipe.seed
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, p in trained.items():
+        groups.setdefault((rates or {}).get(name, 1.0), []).append(p)
+    params = [{"params": group, "lr": recipe.lr * rate} for rate, group in groups.items()]
     try:
-        return cls([p for p in module.parameters() if p.requires_grad], lr=recipe.lr, **arguments)  # type: ignore[call-arg]
+        return cls(params if rates else list(trained.values()), lr=recipe.lr, **arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer {recipe.optimizer!r} cannot train this model: {error}.") from error

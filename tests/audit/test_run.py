@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import speclock
+from speclock.attacks.base import Scene
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audit.record import TARGETS, Record
@@ -132,6 +133,24 @@ def test_a_killed_audit_resumes_to_the_same_summary(
     assert finished_before is not None, "what had finished is not run again"
 
 
+def test_side_by_side_gives_what_one_after_the_other_does(
+    record: Record, base: Model, locked: Locked, digits: Task, silhouettes: Task
+) -> None:
+    import torch
+
+    # Sums depend on the number of threads, and two workers share this process's.
+    assert torch.get_num_threads() == 2, "tests run on two threads"
+    torch.set_num_threads(1)
+    try:
+        alone = audit(base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE)
+    finally:
+        torch.set_num_threads(2)
+    aside = audit(base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, jobs=2)
+    assert [dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in aside.runs] == [
+        dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in alone.runs
+    ]
+
+
 def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
     pruner = _Pruner(chance=0.25, visible=0.1, budget=40)
     ended = {}
@@ -153,7 +172,7 @@ def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
 class _Raises(FineTune):
     error: type[Exception] = RuntimeError
 
-    def prepare_(self, model: Model) -> None:
+    def prepare_(self, model: Model, scene: Scene) -> None:
         raise self.error("this model has no such layer")
 
     def config(self) -> dict[str, Any]:

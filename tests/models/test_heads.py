@@ -100,14 +100,14 @@ def test_copies_of_an_architecture_get_the_same_head(family: str, model: Any) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_body_into_puts_the_body_under_the_other_head(family: str, model: Any) -> None:
+def test_the_body_is_put_under_the_other_head(family: str, model: Any) -> None:
     base = model(family)
     attacked = base.scratch(3).with_head(("a", "b", "c", "d"), 0)
-    judged = attacked.body_into(base)
+    judged = attacked.with_head_of(base)
     for name, value in state(judged).items():
         assert torch.equal(value, state(base if name in HEADS[family] else attacked)[name]), name
     same = base.scratch(3)
-    assert fingerprint(same.body_into(base)) == fingerprint(same)
+    assert fingerprint(same.with_head_of(base)) == fingerprint(same)
 
 
 def test_half_precision_is_kept(model: Any) -> None:

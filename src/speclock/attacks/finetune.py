@@ -1,30 +1,107 @@
-"""Fine-tuning: the attack that everybody tries first."""
+"""Fine-tuning: the attack that everybody tries first, with every knob that an attacker can turn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from speclock.attacks.base import Attack
+from speclock.attacks.base import Attack, Scene
+from speclock.errors import InputError
 from speclock.recipe import Recipe
+from speclock.registry import unknown
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from speclock.models import Model
-    from speclock.tasks.base import Task
     from speclock.training import Step
+
+PARAMETERS = ("all", "all-but-norms", "norms", "biases", "head")
+LAYER_RATES = ("uniform", "spectral")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Recipe, Attack):
-    """Every parameter trained on the attack task with its own loss."""
+    """The model trained on the attack task with the task's own loss."""
 
     clip: float | None = 1.0
     """Largest gradient norm; none leaves gradients as they are."""
+    parameters: str = "all"
+    """What is trained beside the head: all, all-but-norms, norms, biases, or nothing else (head)."""
+    layer_rates: str = "uniform"
+    """One learning rate for all (uniform), or η ∝ 1/σ₁² for each weight matrix, the median's being lr (spectral)."""
+    temperature: float = 0.0
+    """Langevin noise: N(0, 2·temperature/lr) is added to each gradient before it is clipped."""
 
     name: ClassVar[str] = "finetune"
 
-    def trajectory(self, model: Model, task: Task, steps: int) -> Iterator[Step]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, known in (("parameters", PARAMETERS), ("layer_rates", LAYER_RATES)):
+            if getattr(self, field) not in known:
+                raise InputError(unknown(field, getattr(self, field), list(known)))
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature is {self.temperature}; it must not be negative.")
+
+    def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
         from speclock.training import fit
 
-        yield from fit(model.module, task, model, self, steps=steps)
+        select_(model.module, self.parameters)
+        yield from fit(
+            model.module,
+            scene.task,
+            model,
+            self,
+            steps=scene.steps,
+            rates=spectral_rates(model.module) if self.layer_rates == "spectral" else None,
+            add_gradient_=self._noise(model.module) if self.temperature else None,
+            title=self.name,
+        )
+
+    def _noise(self, module: nn.Module) -> Callable[[], None]:
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        size = math.sqrt(2 * self.temperature / self.lr)
+
+        def add() -> None:
+            for p in module.parameters():
+                if p.grad is not None:
+                    p.grad.add_(torch.randn(p.shape, generator=generator).to(p.grad), alpha=size)
+
+        return add
+
+
+def select_(module: nn.Module, which: str) -> None:
+    """Make just these parameters trainable, whatever the publisher froze; the head always is."""
+    from speclock.models.initial import head_names
+
+    norms = {
+        id(p)
+        for submodule in module.modules()
+        if "norm" in type(submodule).__name__.lower()
+        for p in submodule.parameters(recurse=False)
+    }
+    heads = tuple(f"{name}." for name in head_names(module))
+    wanted = {
+        "all": lambda name, p: True,
+        "all-but-norms": lambda name, p: id(p) not in norms,
+        "norms": lambda name, p: id(p) in norms,
+        "biases": lambda name, p: name.endswith("bias"),
+        "head": lambda name, p: False,
+    }[which]
+    for name, p in module.named_parameters():
+        p.requires_grad_(name.startswith(heads) or wanted(name, p))
+
+
+def spectral_rates(module: nn.Module) -> dict[str, float]:
+    """η_W / η for every weight matrix: (median σ₁ / σ₁(W))², so that steep directions get short steps."""
+    from statistics import median
+
+    from speclock.spectra import singular_values, weight_matrices
+
+    sigma = {w.name: float(singular_values(w.matrix.detach(), 1)[0]) for w in weight_matrices(module)}
+    middle = median(sigma.values())
+    return {name: (middle / value) ** 2 if value > 0 else 1.0 for name, value in sigma.items()}

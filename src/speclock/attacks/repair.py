@@ -1,19 +1,66 @@
-"""Base-free repair: undo the lock's spectrum with nothing but the locked file, then fine-tune."""
+"""Surgery on the spectrum before fine-tuning, and what every surgery shares."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from speclock.attacks.base import InapplicableError, Scene
 from speclock.attacks.finetune import FineTune
+from speclock.errors import InputError
 
 if TYPE_CHECKING:
     from speclock.models import Model
+    from speclock.spectra.matrices import WeightMatrix
+    from speclock.training import Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip(FineTune):
-    """``σᵢ ← min(σᵢ, σ_{rank+1})`` in every weight matrix, then fine-tuning.
+class Surgery(FineTune):
+    """An operation on the weights, then fine-tuning.
+
+    A subclass gives :meth:`operate_`. With ``heal``, the first steps of the budget bring back what the
+    operation spoilt: the released model's features on the attacker's own inputs are the target, so no data
+    of the publisher's is needed.
+    """
+
+    heal: int = 0
+    """Steps of the budget in which the operated model is trained to give the released one's features."""
+
+    kind: ClassVar[str] = "surgery"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heal < 0:
+            raise InputError(f"heal is {self.heal}; it must not be negative.")
+
+    def operate_(self, model: Model, scene: Scene) -> None:
+        """Change the weights in place."""
+        raise NotImplementedError
+
+    def prepare_(self, model: Model, scene: Scene) -> None:
+        if self.heal >= scene.steps:
+            raise InapplicableError(
+                f"heal takes {self.heal} of {scene.steps} steps and leaves none for the attack"
+            )
+        self.operate_(model, scene)
+
+    def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
+        from speclock.attacks.distill import imitation, in_turn
+
+        if not self.heal:
+            yield from super().trajectory(model, scene)
+            return
+        rest = scene._replace(steps=scene.steps - self.heal)
+        yield from in_turn(
+            imitation(model, scene.released, scene.task, self, self.heal), super().trajectory(model, rest)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Surgery):
+    """``σᵢ ← min(σᵢ, σ_{rank+1})`` in every weight matrix: needs nothing but the locked file.
 
     The attacker does not know how many singular values were raised, so ``rank`` is chosen above what locks
     usually raise; a matrix with no more than ``rank`` singular values is left alone.
@@ -24,7 +71,7 @@ class Clip(FineTune):
 
     name: ClassVar[str] = "clip"
 
-    def prepare_(self, model: Model) -> None:
+    def operate_(self, model: Model, scene: Scene) -> None:
         import torch
 
         from speclock.spectra import weight_matrices
@@ -36,3 +83,118 @@ class Clip(FineTune):
             U, sigma, Vh = torch.linalg.svd(W.float(), full_matrices=False)
             excess = sigma[: self.rank] - sigma[self.rank]
             weight.assign_((W.float() - (U[:, : self.rank] * excess) @ Vh[: self.rank]).to(W.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink(Surgery):
+    """``σᵢ ← m·(σᵢ/m)^power`` for every σᵢ above the median m: a softer clip, of the whole upper spectrum."""
+
+    power: float = 0.5
+    """Exponent in (0, 1): 0 cuts to the median, 1 changes nothing."""
+
+    name: ClassVar[str] = "shrink"
+
+    def operate_(self, model: Model, scene: Scene) -> None:
+        import torch
+
+        from speclock.spectra import weight_matrices
+
+        for weight in weight_matrices(model.module):
+            W = weight.matrix.detach()
+            U, sigma, Vh = torch.linalg.svd(W.float(), full_matrices=False)
+            bulk = sigma.median()
+            if bulk <= 0:
+                continue
+            shrunk = torch.where(sigma > bulk, bulk * (sigma / bulk) ** self.power, sigma)
+            weight.assign_(((U * shrunk) @ Vh).to(W.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreSigma(Surgery):
+    """``W ← U diag(σ_public) Vᵀ``: the locked singular vectors under a public base's singular values."""
+
+    name: ClassVar[str] = "restore-sigma"
+    needs_public: ClassVar[bool] = True
+
+    def operate_(self, model: Model, scene: Scene) -> None:
+        import torch
+
+        for weight, public in paired_with_public(model, scene):
+            W = weight.matrix.detach()
+            U, _, Vh = torch.linalg.svd(W.float(), full_matrices=False)
+            sigma = torch.linalg.svdvals(public.matrix.detach().float()).to(W.device)
+            weight.assign_(((U * sigma) @ Vh).to(W.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Surgery):
+    """``W ← (1 − share)·W + share·W_public`` in every weight matrix."""
+
+    share: float = 0.5
+    """The public base's part, in [0, 1]."""
+
+    name: ClassVar[str] = "merge"
+    needs_public: ClassVar[bool] = True
+
+    def operate_(self, model: Model, scene: Scene) -> None:
+        for weight, public in paired_with_public(model, scene):
+            W = weight.matrix.detach()
+            weight.assign_(W.lerp(public.matrix.detach().to(W), self.share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinitialise(Surgery):
+    """The weight matrices whose spectrum stands out most drawn anew, everything else kept."""
+
+    share: float = 0.25
+    """Part of the weight matrices that is drawn anew: those with the largest σ₁ over the median σ."""
+
+    name: ClassVar[str] = "reinitialise"
+
+    def operate_(self, model: Model, scene: Scene) -> None:
+        from speclock.spectra import weight_matrices
+
+        fresh = {w.name: w for w in weight_matrices(model.scratch(self.seed).module)}
+        for weight in suspects(model, self.share):
+            weight.assign_(fresh[weight.name].matrix.detach())
+
+
+def suspects(model: Model, share: float) -> list[WeightMatrix]:
+    """The ``share`` of the weight matrices, the head's aside, with the largest σ₁ over the median σ.
+
+    What an attacker who has no base takes for locked: SpecDef and its kin raise a few σ and leave the bulk.
+    """
+    import torch
+
+    from speclock.models.initial import head_names
+    from speclock.spectra import weight_matrices
+
+    heads = tuple(f"{name}." for name in head_names(model.module))
+    ranked = []
+    for weight in weight_matrices(model.module):
+        if not weight.name.startswith(heads):
+            sigma = torch.linalg.svdvals(weight.matrix.detach().float())
+            ranked.append((float(sigma[0] / sigma.median().clamp_min(1e-12)), weight))
+    ranked.sort(key=lambda pair: -pair[0])
+    return [weight for _, weight in ranked[: max(1, round(share * len(ranked)))]]
+
+
+def paired_with_public(model: Model, scene: Scene) -> Iterator[tuple[WeightMatrix, WeightMatrix]]:
+    """Every weight matrix that the public model has in the same shape, beside its namesake there."""
+    from speclock.models.initial import head_names
+    from speclock.spectra import weight_matrices
+
+    if scene.public is None:
+        raise InapplicableError("no public base is known (--public-base)")
+    known = {w.name: w for w in weight_matrices(scene.public.module)}
+    heads = tuple(f"{name}." for name in head_names(model.module))
+    pairs = [
+        (weight, known[weight.name])
+        for weight in weight_matrices(model.module)
+        if not weight.name.startswith(heads)
+        and weight.name in known
+        and known[weight.name].shape == weight.shape
+    ]
+    if not pairs:
+        raise InapplicableError(f"{scene.public.name} shares no weight matrix with {model.name}")
+    yield from pairs

@@ -32,6 +32,8 @@ class RunRecord:
     peak_memory_mb: float
     pruned_at: int | None = None
     reason: str | None = None
+    passes: int = 0
+    tflops: float | None = None
 
     @property
     def key(self) -> str:

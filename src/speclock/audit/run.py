@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import optuna
 from safetensors.torch import load_model, save_model
 from tqdm import tqdm
 
-from speclock.attacks.base import Attack, Outcome, Status, Watch
+from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Watch
 from speclock.audit import SUITES
 from speclock.audit.flags import raised
 from speclock.audit.metrics import summarise, verdict
 from speclock.audit.record import TARGETS, Record, RunRecord
 from speclock.audit.suite import Suite
+from speclock.audit.workers import workers
 from speclock.environment import environment
 from speclock.errors import InputError
 from speclock.locks import LOCKS
@@ -43,14 +44,22 @@ def audit(
     suite: str | Suite = "quick",
     steps: int | None = None,
     seeds: int = 1,
+    jobs: int = 1,
+    public: Model | None = None,
     folder: Path | None = None,
 ) -> Record:
     """Attack base, scratch, control and locked model with one suite and say what the lock is worth.
 
     The first seed sweeps every attack of the suite on each target; the sweep's winners run again under the
-    further seeds. ``locked`` with its lock card (:class:`Locked`) lets the control be trained. With
-    ``folder``, finished runs and the control are kept there, and a killed audit goes on from them to the same
-    summary. Raises :class:`InputError` when base and locked model are not the same architecture.
+    further seeds. ``locked`` with its lock card (:class:`Locked`) lets the control be trained. ``public`` is a
+    public model that the attacker knows the locked one to be made from; without it, attacks that need one are
+    left out. With ``folder``, finished runs and the control are kept there, and a killed audit goes on from
+    them to the same summary.
+
+    ``jobs`` processes attack that many targets at once, each with its share of the cores, on the GPUs in turn
+    where there are any. A run depends on nothing but its seed and the number of threads it sums with.
+
+    Raises :class:`InputError` when base and locked model are not the same architecture.
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; an audit needs at least one.")
@@ -63,9 +72,16 @@ def audit(
         utility_base = retain.score(base.module, base)
         utility_locked = retain.score(model.module, model)
         targets = _Targets(base, model, _control(base, retain, card, kept))
-        runs = _all_runs(targets, attack, retain, chosen, budget, seeds, _Cache(kept))
+        work = _Work(targets, attack, retain, chosen, budget, seeds, public, _Cache(kept))
+        runs = work.all_runs(jobs)
     record = Record(
-        suite={"name": chosen.name, "version": chosen.version, "steps": budget, "seeds": list(range(seeds))},
+        suite={
+            "name": chosen.name,
+            "version": chosen.version,
+            "steps": budget,
+            "seeds": list(range(seeds)),
+            "public_base": None if public is None else _identity(public),
+        },
         base=_identity(base),
         locked={**_identity(model), "card": card},
         retain_task=retain.describe(),
@@ -100,43 +116,110 @@ class _Targets:
         return model
 
 
-def _all_runs(
-    targets: _Targets, task: Task, retain: Task, suite: Suite, budget: int, seeds: int, cache: _Cache
-) -> list[RunRecord]:
-    names = targets.names()
-    total = len(names) * (len(suite.attacks) + suite.finalists * (seeds - 1))
-    runs: list[RunRecord] = []
-    with tqdm(total=total, desc="audit", unit="run", disable=None) as bar:
-        for name in names:
-            model = targets[name, 0]
-            for run in _sweep(name, model, task, retain, suite, budget, cache):
-                runs.append(run)
-                bar.set_postfix_str(f"{name}: {run.title}")
-                bar.update()
-            for attack in _finalists(runs, name, suite):
-                for seed in range(1, seeds):
-                    again = replace(attack, seed=seed)
-                    runs.append(
-                        _run(name, targets[name, seed], again, task, retain, budget, suite.evaluations, cache)
-                    )
+@dataclass
+class _Work:
+    """What every run of an audit shares; a worker process gets a copy."""
+
+    targets: _Targets
+    task: Task
+    retain: Task
+    suite: Suite
+    budget: int
+    seeds: int
+    public: Model | None
+    cache: _Cache
+
+    def all_runs(self, jobs: int) -> list[RunRecord]:
+        """Every target's runs, target by target."""
+        names = self.targets.names()
+        total = len(names) * (len(self.attacks) + self.suite.finalists * (self.seeds - 1))
+        with tqdm(total=total, desc="audit", unit="run", disable=None) as bar:
+            if jobs == 1:
+
+                def heard(run: RunRecord) -> None:
+                    bar.set_postfix_str(f"{run.target}: {run.title}")
                     bar.update()
-    return runs
 
+                return [run for name in names for run in self.on_target(name, heard)]
+            with workers(min(jobs, len(names))) as pool:
+                futures = [pool.submit(self.on_target, name) for name in names]
+                while not all(future.done() for future in futures):
+                    bar.update(len(self.cache) - bar.n)
+                    time.sleep(0.5)
+                    for future in futures:
+                        if future.done():
+                            future.result()  # a failed one ends the audit now
+                return [run for future in futures for run in future.result()]
 
-def _sweep(
-    name: str, model: Model, task: Task, retain: Task, suite: Suite, budget: int, cache: _Cache
-) -> Iterator[RunRecord]:
-    """Every attack of the suite on one target; losing runs are given up at a quarter and at half the budget.
+    @property
+    def attacks(self) -> list[Attack]:
+        """The suite's, but for those that need a public base where none is known."""
+        return [attack for attack in self.suite.attacks if self.public is not None or not attack.needs_public]
 
-    A run is only given up when another has visibly learnt and left it visibly behind: while all of them hover
-    around chance their order is noise, and pruning by it would flatter the lock (or, on scratch, the base).
-    """
-    pruner = _Pruner(task.chance, _visible(len(task.test)), budget)
-    for attack in suite.attacks:
-        watch = pruner.begin()
-        run = _run(name, model, attack, task, retain, budget, suite.evaluations, cache, watch=watch)
-        pruner.end(run)
-        yield run
+    def on_target(
+        self, name: str, heard: Callable[[RunRecord], object] = lambda run: None
+    ) -> list[RunRecord]:
+        """The sweep on one target under the first seed, then its winners under the further ones."""
+        runs = []
+        for run in self._sweep(name):
+            runs.append(run)
+            heard(run)
+        for attack in _finalists(runs, self.suite):
+            for seed in range(1, self.seeds):
+                again = self._run(name, self.targets[name, seed], replace(attack, seed=seed))
+                runs.append(again)
+                heard(again)
+        return runs
+
+    def _sweep(self, name: str) -> Iterator[RunRecord]:
+        """Every attack of the suite on one target; losing runs are given up at a quarter and at half the budget.
+
+        A run is only given up when another has visibly learnt and left it visibly behind: while all of them
+        hover around chance their order is noise, and pruning by it would flatter the lock (or, on scratch, the
+        base).
+        """
+        pruner = _Pruner(self.task.chance, _visible(len(self.task.test)), self.budget)
+        model = self.targets[name, 0]
+        for attack in self.attacks:
+            watch = pruner.begin()
+            run = self._run(name, model, attack, watch=watch)
+            pruner.end(run)
+            yield run
+
+    def _run(self, target: str, model: Model, attack: Attack, *, watch: Watch | None = None) -> RunRecord:
+        found = self.cache.get(target, attack)
+        if found is None:
+            outcome = self._carry_out(target, model, attack, watch)
+            found = RunRecord(
+                target, attack.name, attack.config(), attack.seed, **dataclasses.asdict(outcome)
+            )
+            self.cache.put(found)
+        elif watch is not None:
+            # The tuner hears of a finished run what it heard while it went on.
+            for step, score in found.curve:
+                watch(step, score)
+        return found
+
+    def _carry_out(self, target: str, model: Model, attack: Attack, watch: Watch | None) -> Outcome:
+        try:
+            return attack(
+                model,
+                self.task,
+                self.budget,
+                # A model that was never trained for the retain task has no utility to lose.
+                retain=None if target == "scratch" else self.retain,
+                evaluations=self.suite.evaluations,
+                watch=watch,
+                public=self.public,
+            ).outcome
+        except InputError:
+            raise
+        except InapplicableError as error:
+            reason = str(error)
+        except (RuntimeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        # Not every attack fits every architecture; that is a finding about the attack, with its reason.
+        return Outcome(Status.FAILED, [], None, reason=reason)
 
 
 def _visible(n: int) -> float:
@@ -194,47 +277,12 @@ class _Pruner:
             self.study.tell(self.trial, run.best)
 
 
-def _finalists(runs: list[RunRecord], target: str, suite: Suite) -> list[Attack]:
+def _finalists(runs: list[RunRecord], suite: Suite) -> list[Attack]:
     """The attacks that did best on a target under the first seed, with ties going to the earlier one."""
-    ended = [run for run in runs if run.target == target and run.best is not None and run.pruned_at is None]
+    ended = [run for run in runs if run.best is not None and run.pruned_at is None]
     ended.sort(key=lambda run: -(run.best or 0.0))
     keys = [(run.attack, run.config) for run in ended[: suite.finalists]]
     return [attack for attack in suite.attacks if (attack.name, attack.config()) in keys]
-
-
-def _run(
-    target: str,
-    model: Model,
-    attack: Attack,
-    task: Task,
-    retain: Task,
-    budget: int,
-    evaluations: int,
-    cache: _Cache,
-    *,
-    watch: Watch | None = None,
-) -> RunRecord:
-    def carry_out() -> RunRecord:
-        # A model that was never trained for the retain task has no utility to lose.
-        keep = None if target == "scratch" else retain
-        try:
-            outcome = attack(model, task, budget, retain=keep, evaluations=evaluations, watch=watch).outcome
-        except InputError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            # Not every attack fits every architecture; that is a finding about the attack, with its reason.
-            outcome = Outcome(Status.FAILED, [], None, reason=f"{type(error).__name__}: {error}")
-        return RunRecord(target, attack.name, attack.config(), attack.seed, **dataclasses.asdict(outcome))
-
-    found = cache.get(target, attack)
-    if found is None:
-        found = carry_out()
-        cache.put(found)
-    elif watch is not None:
-        # The tuner hears of a finished run what it heard while it went on.
-        for step, score in found.curve:
-            watch(step, score)
-    return found
 
 
 class _Cache:
@@ -255,6 +303,9 @@ class _Cache:
         write_text(
             self._path(run.target, run.attack, run.config, run.seed), json.dumps(dataclasses.asdict(run))
         )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.folder.glob("*.json"))
 
     def _path(self, *what: Any) -> Path:
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -26,6 +26,10 @@ from speclock.cli.options import OUT, TASK_HELP, task_options
 @click.option(
     "--seeds", default=1, show_default=True, type=click.IntRange(1), help="Seeds; quote nothing below 3."
 )
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Targets attacked at once."
+)
+@click.option("--public-base", help="A public model that the attacker knows LOCKED to be made from.")
 @click.option("--out", required=True, type=OUT, help="Folder for audit.json and report.html.")
 @task_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
@@ -38,6 +42,8 @@ def command(
     suite: str,
     steps: int | None,
     seeds: int,
+    jobs: int,
+    public_base: str | None,
     out: Path,
     resume: bool,
     as_json: bool,
@@ -66,6 +72,7 @@ def command(
         "suite": chosen.label,
         "steps": steps,
         "seeds": seeds,
+        "public_base": public_base,
         **reading,
     }
     work = Workspace(out, request, record="audit.json", resume=resume)
@@ -83,6 +90,8 @@ def command(
                 suite=chosen,
                 steps=steps,
                 seeds=seeds,
+                jobs=jobs,
+                public=None if public_base is None else models.load(public_base),
                 folder=work.folder,
             )
             found.command = shlex.join(["speclock", *sys.argv[1:]])

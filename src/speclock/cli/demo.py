@@ -21,7 +21,7 @@ STAGES = {
         f"lock BASE --task {RETAIN} --alpha 0.02 --top-k 8 --lr 2e-4 --steps 80 --evaluations 5 --max-length 32"
     ),
     "Attacking it": (
-        f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --steps 24 --max-length 32"
+        f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --steps 24 --jobs 2 --max-length 32"
     ),
 }
 

@@ -14,7 +14,7 @@ from speclock.registry import unknown
 @click.argument("what")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, name to description.")
 def command(what: str, as_json: bool) -> None:
-    """List WHAT: locks, attacks, suites, tasks or models.
+    """List WHAT: locks, attacks, suites, tasks, models or optimizers.
 
     Example: speclock ls tasks
     """
@@ -22,12 +22,15 @@ def command(what: str, as_json: bool) -> None:
     from speclock.audit import SUITES
     from speclock.locks import LOCKS
     from speclock.models import MODELS
+    from speclock.optimizers import OPTIMIZERS
     from speclock.tasks import TASKS
 
     registries = {"locks": LOCKS, "attacks": ATTACKS, "suites": SUITES, "tasks": TASKS, "models": MODELS}
-    if what not in registries:
-        raise InputError(unknown("list", what, registries))
-    described = registries[what].descriptions
+    lists = {kind: registry.descriptions for kind, registry in registries.items()}
+    lists["optimizers"] = {name: optimizer.about for name, optimizer in OPTIMIZERS.items()}
+    if what not in lists:
+        raise InputError(unknown("list", what, lists))
+    described = lists[what]
     if as_json:
         click.echo(json.dumps(described, indent=1))
         return

@@ -33,7 +33,7 @@ class SpecDef(Schooling, Lock):
     retain: str = "task+kl"
     """Retain loss: the task's own (task), the KL divergence to the base (kl), or their sum (task+kl)."""
     optimizer: str = "adam"
-    """An optimizer of torch.optim in lower case, or sgd-momentum."""
+    """One of `speclock ls optimizers`."""
     lr: float = 2e-4
     """Peak learning rate."""
 

@@ -85,29 +85,30 @@ class Model:
         build = None if self.build is None else partial(_build_with_head, self.build, labels)
         return replace(model, labels=labels, build=build)
 
-    def body_into(self, other: Model) -> Model:
-        """A copy of ``other`` with this model's body under its own head; with the same labels, of this model.
+    def with_head_of(self, other: Model) -> Model:
+        """A copy of this model with the head of ``other``; with the same labels, of this model as it is.
 
         What an attack with a fresh head left of the retain task: the attacked body under the retain head.
-        Raises :class:`InputError` where the two bodies differ in names or shapes.
+        Raises :class:`InputError` where the head's place is missing.
         """
+        model = self.copy()
         if self.labels == other.labels:
-            return self.copy()
-        model = other.copy()
-        heads = tuple(f"{name}." for name in head_names(model.module))
-        body = {name: value for name, value in self.module.state_dict().items() if not name.startswith(heads)}
-        try:
-            missing, unexpected = model.module.load_state_dict(body, strict=False)
-        except RuntimeError as error:
-            raise InputError(
-                f"{self.name} and {other.name} have other shapes ({one_line(error)})."
-            ) from error
-        odd = [*(name for name in missing if not name.startswith(heads)), *unexpected]
-        if odd:
-            raise InputError(
-                f"{self.name} and {other.name} are not of one architecture: they differ in {odd[0]}."
-            )
-        return model
+            return model
+        for name in head_names(other.module):
+            parent, _, leaf = name.rpartition(".")
+            try:
+                setattr(
+                    model.module.get_submodule(parent), leaf, copy.deepcopy(other.module.get_submodule(name))
+                )
+            except AttributeError as error:
+                raise InputError(
+                    f"{self.name} has no {parent} for the head of {other.name}: they are not of one architecture."
+                ) from error
+        if isinstance(model.module, PreTrainedModel) and other.labels is not None:
+            set_labels_(model.module.config, other.labels)
+            if hasattr(model.module, "num_labels"):
+                model.module.num_labels = len(other.labels)  # type: ignore[assignment]
+        return replace(model, labels=other.labels, build=other.build)
 
 
 def _build_with_head(build: Callable[[], nn.Module], labels: tuple[str, ...]) -> nn.Module:

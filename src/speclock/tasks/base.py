@@ -195,14 +195,18 @@ class Task(ABC):
 
     # -- loss and score ------------------------------------------------------------------------------
 
-    def logits(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
-        """The module's class scores on a batch.
+    def answer(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+        """What the module returns for a batch.
 
         Inputs go by name, as Hugging Face models take them; a single input goes by position where the
         module's ``forward`` calls it something else, as plain modules do.
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        out = module(**inputs) if len(inputs) > 1 or _takes(module, *inputs) else module(*inputs.values())
+        return module(**inputs) if len(inputs) > 1 or _takes(module, *inputs) else module(*inputs.values())
+
+    def logits(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
+        """The module's class scores on a batch."""
+        out = self.answer(module, batch)
         logits = getattr(out, "logits", out)
         if logits.ndim != 2 or logits.shape[-1] != len(self.labels):
             raise InputError(

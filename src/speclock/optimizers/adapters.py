@@ -1,0 +1,46 @@
+"""Optimizers of other packages that must be set up before they do what their name says."""
+
+from __future__ import annotations
+
+import heavyball
+import pytorch_optimizer
+import torch
+
+# heavyball compiles its kernels at first use, which takes a C++ compiler and longer than an attack does.
+heavyball.utils.compile_mode = None
+heavyball.utils.compile_mode_recommended_to_none = None
+
+
+class Kron(heavyball.PSGDKron):
+    """PSGD Kron fitted to Hessian-vector products, as its authors and the paper's appendix C have it.
+
+    The package's default fits the gradient's second moment instead, a whitening rather than a Newton step;
+    its version 3.2 still does so for parameters of two or more dimensions, losing their products on the way
+    into its buckets. Vectors get the Newton step.
+    """
+
+    hessian_approx = True
+    # The package takes a plain gradient whenever the step's number is a multiple: after the first, never.
+    hvp_interval = 1 << 30
+
+    def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.0) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            exp_avg_input=False,
+            update_clipping=None,
+            preconditioner_update_probability=1.0,
+            max_size_triangular=512,  # of a wider side, the diagonal alone
+        )
+
+
+class SharpnessAware(pytorch_optimizer.SAM):
+    """Sharpness-aware minimisation over AdamW."""
+
+    def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.0) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(params, torch.optim.AdamW, lr=lr, weight_decay=weight_decay)
+
+
+class Muon(heavyball.MuonAdamW):
+    """Muon where it applies, AdamW where it does not."""

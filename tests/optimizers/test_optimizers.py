@@ -1,0 +1,124 @@
+"""Our own optimizers against their dense twins, and the preconditioned ones where descent is slow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from speclock.errors import InputError
+from speclock.optimizers import OPTIMIZERS, Needs, optimizer_named
+from speclock.optimizers.xmat import applied, fitted, preconditioned
+
+
+def dense(a: Tensor, b: Tensor) -> Tensor:
+    """Q = diag(a) + adiag(b); the middle entry of an odd b is zero by convention."""
+    return torch.diag(a) + torch.diag(b).flip(1)
+
+
+def drawn(n: int, seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    a, b, v, h = (torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(4))
+    a = a.abs() + 1
+    b = 0.3 * b
+    if n % 2:
+        b[n // 2] = 0
+    return a, b, v, h
+
+
+@given(n=st.integers(1, 9), seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_the_x_shaped_products_are_the_dense_ones(n: int, seed: int) -> None:
+    a, b, v, _ = drawn(n, seed)
+    Q = dense(a, b)
+    torch.testing.assert_close(applied(a, b, v), Q @ v)
+    torch.testing.assert_close(preconditioned(a, b, v), Q.T @ Q @ v)
+
+
+@given(n=st.integers(1, 9), seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_a_small_fit_step_descends_the_criterion_within_the_group(n: int, seed: int) -> None:
+    """hᵀPh + vᵀP⁻¹v by dense algebra; its relative gradient, restricted to X shapes, by autograd."""
+    a, b, v, h = drawn(n, seed)
+
+    def criterion(Q: Tensor) -> Tensor:
+        P = Q.T @ Q
+        return h @ P @ h + v @ torch.linalg.solve(P, v)
+
+    E = torch.zeros(n, n, dtype=torch.float64, requires_grad=True)
+    Q = dense(a, b)
+    (gradient,) = torch.autograd.grad(criterion((torch.eye(n, dtype=torch.float64) + E) @ Q), E)
+    shape = torch.eye(n, dtype=torch.float64)
+    shape = ((shape + shape.flip(1)) > 0).double()
+    step = gradient * shape
+    wanted = Q - 1e-3 / (step.abs().max() / 2) * (step / 2) @ Q
+    new_a, new_b = fitted(a, b, v, h, 1e-3)
+    torch.testing.assert_close(dense(new_a, new_b), wanted, rtol=1e-9, atol=1e-12)
+    assert criterion(dense(new_a, new_b)) <= criterion(Q) + 1e-12
+
+
+def steps_to_a_millionth(name: str, lr: float, limit: int) -> int:
+    """Steps on ½xᵀHx, κ = 1e4, dimension 100, until the loss is 1e-6 of the start; ``limit`` if never."""
+    torch.manual_seed(0)
+    H = torch.logspace(0, -4, 100)[torch.randperm(100)]
+    x = torch.nn.Parameter(1 + 0.1 * torch.randn(100))
+    chosen = optimizer_named(name)
+    optimizer = chosen.load()([x], lr=lr, **chosen.arguments)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = 0.5 * (H * x * x).sum()
+        loss.backward(create_graph=chosen.needs is Needs.GRAPH)
+        return loss.item()
+
+    start = closure()
+    for taken in range(limit):
+        if closure() < 1e-6 * start:
+            return taken
+        optimizer.step(closure if chosen.needs is Needs.CLOSURE else None)
+    return limit
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+@pytest.mark.parametrize(("name", "lr"), [("xmat", 0.3), ("kron", 0.3), ("lbfgs", 1.0)])
+def test_preconditioning_takes_a_tenth_of_descents_best(name: str, lr: float) -> None:
+    best_sgd = steps_to_a_millionth("sgd", 2 / (1 + 1e-4), 60_000)
+    assert 10_000 < best_sgd < 60_000
+    assert steps_to_a_millionth(name, lr, best_sgd // 10 + 1) <= best_sgd // 10
+
+
+def test_differences_estimate_the_gradient() -> None:
+    """On a quadratic the central difference is exact, so many probes give the gradient."""
+    from speclock.optimizers.zeroth_order import ZerothOrder
+
+    x = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+    optimizer = ZerothOrder([x], lr=1.0, epsilon=1e-3, probes=4000)
+    start = x.detach().clone()
+    optimizer.step(lambda: float(0.5 * (x.detach() ** 2).sum()))
+    # E[zzᵀ]g = g, with a spread of |g|/√probes.
+    torch.testing.assert_close(start - x.detach(), start, rtol=0, atol=0.2)
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(InputError, match=r"pip install 'speclock\[attacks\]'"):
+        optimizer_named("lion").load()
+
+
+def test_naming_an_optimizer_costs_no_torch() -> None:
+    code = (
+        "import sys, speclock.recipe; speclock.recipe.Recipe(optimizer='soap'); print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout == "False\n"
+
+
+def test_every_optimizer_loads_and_says_what_it_is() -> None:
+    for name, optimizer in OPTIMIZERS.items():
+        assert issubclass(optimizer.load(), torch.optim.Optimizer), name
+        assert optimizer.about
