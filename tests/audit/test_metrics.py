@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from speclock.audit.flags import FLAGS, raised
-from speclock.audit.metrics import steps_to, strongest, summarise, uplift, verdict
+from speclock.audit.metrics import steps_to, strongest, summarise, uplift, uplift_interval, verdict
 from speclock.audit.record import FORMAT, Record, RunRecord, read
 from speclock.errors import InputError
+from speclock.recipe import short
 
-CARD = {"chosen_step": 9, "fingerprint": "L", "base": {"fingerprint": "B"}}
+CARD = {"chosen_step": 9, "fingerprint": "L", "base": {"fingerprint": "B"}, "strength_locked": 5.0}
 
 
 def run(
@@ -25,6 +26,13 @@ def run(
     status = fields.pop("status", "ok")
     curve = [(10 * i, score) for i, score in enumerate(scores)]
     best = max(scores) if status == "ok" else None
+    how = f"adamw at lr {short(config['lr'])}"
+    fields = {
+        "kind": "fine-tuning" if attack == "finetune" else "surgery",
+        "title": how if attack == "finetune" else f"{attack}, then {how}",
+        "label": attack,
+        **fields,
+    }
     return RunRecord(target, attack, config, seed, status, curve, best, 0.9, 1.0, 100.0, **fields)
 
 
@@ -145,6 +153,23 @@ PLANTED: dict[str, Record] = {
     "edge_of_grid": record(_with("locked", *around("locked", [0.25, 0.5, 0.6])[:2])),
     "only_divergence": record(_with("locked", run("locked", [0.25], status="diverged"))),
     "repair_succeeds": record([*sound(), *around("locked", [0.25, 0.8, 0.88, 0.88], attack="clip")]),
+    "knob_succeeds": record(
+        [*sound(), *[run("locked", [0.25, 0.8, 0.88], config={"dropout": False, "lr": lr}) for lr in (1e-4, 1e-3)]]
+    ),
+    "only_in_half_precision": record(
+        [
+            *sound(),
+            *[run(target, [0.25, 0.5], config={"precision": "no"}) for target in ("base", "locked")],
+            run("base", [0.25, 0.5], config={"precision": "bf16"}),
+            run("locked", [0.25], config={"precision": "bf16"}, status="diverged"),
+        ]
+    ),
+    "gradients_blocked": record(
+        sound(), locked={"fingerprint": "L", "card": CARD, "blocked_gradients": ["a.weight", "b.weight"]}
+    ),
+    "sigma_unconverged": record(
+        sound(), locked={"fingerprint": "L", "card": CARD, "mean_top_sigma": 4.5}
+    ),
     "forgetting": record(_with("control", *around("control", [0.25, 0.5, 0.62, 0.62]))),
     "no_control": record([old for old in sound() if old.target != "control"]),
     "lock_did_nothing": record(
@@ -184,6 +209,48 @@ def test_no_verdict_on_the_lock_where_there_is_nothing_to_protect() -> None:
 def test_a_lucky_seed_of_the_repair_is_no_repair() -> None:
     lucky = [run("locked", [0.25, score], seed=seed, attack="clip") for seed, score in ((1, 0.9), (2, 0.6))]
     assert "repair_succeeds" not in names(record([*sound(), *lucky]))
+
+
+def test_a_setting_that_is_better_everywhere_says_nothing_of_the_lock() -> None:
+    """The base gains as much from it: that is the attack's merit."""
+    runs = [
+        run(target, scores, config={"dropout": False, "lr": lr})
+        for target, scores in (("locked", [0.25, 0.7]), ("base", [0.25, 1.0]))
+        for lr in (1e-4, 1e-3)
+    ]
+    assert "knob_succeeds" not in names(record([*sound(), *runs]))
+
+
+def test_the_bounded_worst_case_leaves_out_what_ruins_the_model() -> None:
+    ruinous = run("locked", [0.25, 0.95], config={"lr": 3e-3})
+    ruinous.utility_after = 0.3
+    summary = record([*sound(), ruinous]).summary
+    assert (summary["best_locked"], summary["best_locked_bounded"]) == (0.95, 0.6)
+    assert summary["strongest_attack"].endswith("lr 0.003")
+    assert summary["strongest_attack_bounded"].endswith("lr 1e-3")
+
+
+def test_each_family_has_its_strongest() -> None:
+    found = record(sound()).summary["strongest_by_kind"]
+    assert found == {
+        "fine-tuning": {"attack": "adamw at lr 1e-3", "score": 0.6},
+        "surgery": {"attack": "clip, then adamw at lr 1e-3", "score": 0.6},
+    }
+
+
+def test_the_uplifts_interval_grows_with_seeds_that_disagree_and_fewer_examples() -> None:
+    agree = {"locked": [0.5, 0.5, 0.5], "base": [0.9] * 3, "scratch": [0.1] * 3}
+    apart = {**agree, "locked": [0.4, 0.5, 0.6]}
+    widths = []
+    for scores, n in ((agree, 10_000), (apart, 10_000), (apart, 100)):
+        low, high = uplift_interval(scores, n)
+        assert low < uplift(0.5, 0.9, 0.1) < high
+        widths.append(high - low)
+    assert widths == sorted(widths)
+    # By hand: var = p(1−p)/n for each, through the derivative of (l − s)/(b − s) at (0.5, 0.9, 0.1).
+    sd = (0.5**2 / 0.64 + 0.3**2 / 0.64 * 0.25 + 0.3**2 / 0.64 * 0.25) ** 0.5 / 100
+    assert widths[0] == pytest.approx(2 * 1.96 * sd, rel=0.03)
+    assert uplift_interval({"locked": [0.5], "base": [0.1], "scratch": [0.1]}, 100) is None
 
 
 def test_a_verdict_is_one_sentence_whatever_is_missing() -> None:

@@ -63,7 +63,7 @@ def test_any_learning_rates_fit_the_map(rates: list[float]) -> None:
 def test_attack_without_learning_rate_has_its_own_column() -> None:
     found = sweep([_run(0.5), {**_run(0.6), "attack": "fuse", "config": {}}])
     assert found.columns == [1e-4, None]
-    assert found.cells["base"]["fuse ·", None].score == 0.6
+    assert found.cells["base"]["fuse", None].score == 0.6
 
 
 @given(st.lists(st.floats(-1e3, 1e3), max_size=12), st.floats(1, 40))

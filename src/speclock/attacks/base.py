@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -43,6 +43,8 @@ class Outcome:
     """Best score on the curve; None unless the run is ok."""
     utility_after: float | None = None
     """The retain task's score after the attack, with the retain head where the attack had a fresh one."""
+    beside: dict[str, float] = field(default_factory=dict)
+    """Scores of the tasks beside the attack task in the end: the clean score of a poisoned task."""
     pruned_at: int | None = None
     """Step at which a losing run was given up, its best so far being its score."""
     reason: str | None = None
@@ -97,6 +99,16 @@ class Attack(ABC):
     """Order of the data, dropout, fresh heads."""
 
     @property
+    def label(self) -> str:
+        """The attack in a few words, but for the learning rate: what a report's rows are called."""
+        return self.name
+
+    @property
+    def title(self) -> str:
+        """The attack in a few words, for people."""
+        return self.label
+
+    @property
     def needs_public(self) -> bool:
         """Whether the attack can only be carried out by those who know a public base."""
         return False
@@ -146,7 +158,10 @@ class Attack(ABC):
                 due.remove(0)
             outcome = self._judge(attacked, scene, due, watch)
             self.finish_(attacked)
-            if retain is not None and outcome.status is Status.OK and outcome.pruned_at is None:
+            ended = outcome.status is Status.OK and outcome.pruned_at is None
+            for name, other in task.beside.items() if ended else ():
+                outcome.beside[name] = other.score(attacked.module, attacked)
+            if retain is not None and ended:
                 outcome.utility_after = retain.score(attacked.with_head_of(model).module, model)
         outcome.seconds, outcome.peak_memory_mb = meter.seconds, meter.peak_memory_mb
         return Attacked(attacked, outcome)

@@ -34,6 +34,7 @@ class Distill(FineTune):
 
     name: ClassVar[str] = "distill"
     kind: ClassVar[str] = "distillation"
+    joint: ClassVar[str | None] = ", then "
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +48,7 @@ class Distill(FineTune):
         return self.student == "public"
 
     def prepare_(self, model: Model, scene: Scene) -> None:
+        super().prepare_(model, scene)
         if self.student == "fresh":
             model.module = model.scratch(self.seed).module
         elif scene.public is None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from speclock.attacks.base import Attack, Scene
+from speclock.attacks.base import Attack, InapplicableError, Scene
 from speclock.errors import InputError
-from speclock.recipe import Recipe
+from speclock.recipe import Recipe, short
 from speclock.registry import unknown
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class FineTune(Recipe, Attack):
     """Langevin noise: N(0, 2·temperature/lr) is added to each gradient before it is clipped."""
 
     name: ClassVar[str] = "finetune"
+    joint: ClassVar[str | None] = None
+    """How a label joins a further attack's name and the optimizer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +47,54 @@ class FineTune(Recipe, Attack):
                 raise InputError(unknown(field, getattr(self, field), list(known)))
         if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature is {self.temperature}; it must not be negative.")
+
+    @property
+    def label(self) -> str:
+        """
+        >>> FineTune(optimizer="adamw", dropout=False).label
+        'adamw (no dropout)'
+        """
+        settings = f" ({self.settings()})" if self.settings() else ""
+        return (
+            f"{self.optimizer}{settings}"
+            if self.joint is None
+            else f"{self.name}{settings}{self.joint}{self.optimizer}"
+        )
+
+    @property
+    def title(self) -> str:
+        """
+        >>> FineTune(optimizer="sgd", lr=3e-4).title
+        'sgd at lr 3e-4'
+        """
+        return f"{self.label} at lr {short(self.lr)}"
+
+    def settings(self) -> str:
+        """What is not at its default, in words; the optimizer, its rate and its decay are said elsewhere."""
+        words = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name in ("optimizer", "lr", "weight_decay", "seed"):
+                continue
+            spoken = field.name.replace("_", " ")
+            if value is None or value is False:
+                words.append(f"no {spoken}")
+            elif isinstance(value, float):
+                words.append(f"{spoken} {short(value)}")
+            else:
+                words.append(f"{spoken} {value}")
+        return ", ".join(words)
+
+    def prepare_(self, model: Model, scene: Scene) -> None:
+        from torch import nn
+
+        modules = list(model.module.modules())
+        if not self.batch_statistics and not any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules
+        ):
+            raise InapplicableError("there is no batch norm to freeze")
+        if self.parameters in ("norms", "all-but-norms") and not any(map(_is_norm, modules)):
+            raise InapplicableError("there is no normalisation layer")
 
     def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
         from speclock.training import fit
@@ -81,7 +132,7 @@ def select_(module: nn.Module, which: str) -> None:
     norms = {
         id(p)
         for submodule in module.modules()
-        if "norm" in type(submodule).__name__.lower()
+        if _is_norm(submodule)
         for p in submodule.parameters(recurse=False)
     }
     heads = tuple(f"{name}." for name in head_names(module))
@@ -94,6 +145,10 @@ def select_(module: nn.Module, which: str) -> None:
     }[which]
     for name, p in module.named_parameters():
         p.requires_grad_(name.startswith(heads) or wanted(name, p))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
 
 
 def spectral_rates(module: nn.Module) -> dict[str, float]:

@@ -29,6 +29,7 @@ class LoRA(FineTune):
 
     name: ClassVar[str] = "lora"
     kind: ClassVar[str] = "adapters"
+    joint: ClassVar[str | None] = " with "
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,6 +39,7 @@ class LoRA(FineTune):
             raise InputError(unknown("layers", self.layers, list(LAYERS)))
 
     def prepare_(self, model: Model, scene: Scene) -> None:
+        super().prepare_(model, scene)
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ModuleNotFoundError as error:

@@ -29,6 +29,7 @@ class Surgery(FineTune):
     """Steps of the budget in which the operated model is trained to give the released one's features."""
 
     kind: ClassVar[str] = "surgery"
+    joint: ClassVar[str | None] = ", then "
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +41,7 @@ class Surgery(FineTune):
         raise NotImplementedError
 
     def prepare_(self, model: Model, scene: Scene) -> None:
+        super().prepare_(model, scene)
         if self.heal >= scene.steps:
             raise InapplicableError(
                 f"heal takes {self.heal} of {scene.steps} steps and leaves none for the attack"

@@ -14,7 +14,11 @@ SUITES = Registry(
         "quick": (
             "speclock.audit.suite:QUICK",
             "fine-tuning swept over rate × optimizer, and σ clipping; 32 steps",
-        )
+        ),
+        "standard": (
+            "speclock.audit.suite:STANDARD",
+            "every attack: optimizers, knobs, adapters, surgery, distillation; 48 steps",
+        ),
     },
 )
 

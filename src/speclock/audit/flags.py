@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 from speclock.audit.metrics import strongest
 from speclock.audit.record import TARGETS, Record, RunRecord
@@ -71,18 +72,17 @@ def edge_of_grid(record: Record) -> str | None:
     """Extend the grid beyond that rate (speclock attack --lr) before believing the score."""
     for target in ("locked", "base"):
         best = strongest(record.runs, target)
-        if best is None:
+        if best is None or "lr" not in best.runs[0].config:
             continue
         run = best.runs[0]
         rates = {
             other.config["lr"]
             for other in record.runs
-            if (other.target, other.attack, other.config["optimizer"])
-            == (target, run.attack, run.config["optimizer"])
+            if other.target == target and _differ_by_rate(other, run)
         }
         lr = run.config["lr"]
         if lr in (min(rates), max(rates)):
-            edge = "lowest" if lr == min(rates) else "highest"
+            edge = "only" if len(rates) == 1 else "lowest" if lr == min(rates) else "highest"
             return f"the strongest attack on the {target} model, {run.title}, is at the {edge} rate tried"
     return None
 
@@ -95,12 +95,58 @@ def only_divergence(record: Record) -> str | None:
     return None
 
 
+def only_in_half_precision(record: Record) -> str | None:
+    """Count the runs in full precision: what only bf16 or fp16 cannot train is not locked."""
+    runs = {run.key: run for run in record.runs}
+    for run in record.runs:
+        precision = run.config.get("precision", "no")
+        if run.target != "locked" or run.status != "diverged" or precision == "no":
+            continue
+
+        def twin(target: str, precision: str, run: RunRecord = run) -> RunRecord | None:
+            config = {**run.config, "precision": precision}
+            return runs.get(replace(run, target=target, config=config).key)
+
+        full, base = twin("locked", "no"), twin("base", precision)
+        if full and full.status == "ok" and base and base.status == "ok":
+            return (
+                f"{run.title} diverges on the locked model in {precision} and neither in fp32 nor on the base"
+            )
+    return None
+
+
+def gradients_blocked(record: Record) -> str | None:
+    """Remove what blocks them (detached tensors, custom backward passes) and audit again: no loss landscape was
+    changed, and a plain copy of the weights trains."""
+    names = record.locked.get("blocked_gradients") or []
+    if names:
+        return (
+            f"the loss depends on {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}, but the "
+            f"gradient that the model gives is not the loss's"
+        )
+    return None
+
+
 def repair_succeeds(record: Record) -> str | None:
     """Count the lock at what it is worth after the repair: its curvature was hidden, not locked."""
-    plain = _best(record, lambda run: run.attack == "finetune")
-    repaired = _best(record, lambda run: run.attack != "finetune")
-    if plain is not None and repaired is not None and repaired - plain > _NOTABLE:
-        return f"fine-tuning reached {plain:.1%} on the locked model, and after repair {repaired:.1%}"
+    return _beaten(record, "fine-tuning", _plain, "after", lambda run: run.kind == "surgery")
+
+
+def knob_succeeds(record: Record) -> str | None:
+    """Count the lock at what it is worth with that setting: an attacker turns every knob."""
+    return _beaten(
+        record, "plain fine-tuning", _plain, "with", lambda run: run.kind == "fine-tuning" and not _plain(run)
+    )
+
+
+def sigma_unconverged(record: Record) -> str | None:
+    """Lock again with a current version, and quote the σ of this audit instead of the card's."""
+    card, measured = record.locked.get("card"), record.locked.get("mean_top_sigma")
+    if card and measured and abs(card["strength_locked"] - measured) > 0.01 * measured:
+        return (
+            f"the card says a mean top σ of {card['strength_locked']:.4g}, a converged solver {measured:.4g}: the "
+            f"lock's basis had not converged, or the file was changed"
+        )
     return None
 
 
@@ -184,11 +230,15 @@ FLAGS: tuple[Flag, ...] = (
     budget_too_small,
     edge_of_grid,
     only_divergence,
+    only_in_half_precision,
+    gradients_blocked,
+    knob_succeeds,
     repair_succeeds,
     forgetting,
     no_control,
     lock_did_nothing,
     not_the_cards_model,
+    sigma_unconverged,
     seeds_disagree,
     few_seeds,
     small_test_split,
@@ -196,12 +246,56 @@ FLAGS: tuple[Flag, ...] = (
 )
 
 
-def _best(record: Record, which: Callable[[RunRecord], bool]) -> float | None:
-    """The best of the sweep on the locked model among these runs.
+_USUAL = {
+    "clip": (1.0, None),
+    "parameters": ("all",),
+    "layer_rates": ("uniform",),
+    "temperature": (0.0,),
+    "dropout": (True,),
+    "batch_statistics": (True,),
+}
+"""What everybody's fine-tuning does; anything else is a knob that somebody turned."""
+
+
+def _plain(run: RunRecord) -> bool:
+    return run.kind == "fine-tuning" and all(
+        run.config[name] in usual for name, usual in _USUAL.items() if name in run.config
+    )
+
+
+def _differ_by_rate(one: RunRecord, other: RunRecord) -> bool:
+    configs = [{name: value for name, value in run.config.items() if name != "lr"} for run in (one, other)]
+    return one.attack == other.attack and configs[0] == configs[1]
+
+
+def _beaten(
+    record: Record,
+    usual: str,
+    is_usual: Callable[[RunRecord], bool],
+    how: str,
+    is_other: Callable[[RunRecord], bool],
+) -> str | None:
+    """What is said when other runs on the locked model clearly beat the usual ones, and not so on the base."""
+    plain, other = _best(record, "locked", is_usual), _best(record, "locked", is_other)
+    if plain is None or other is None or other.best - plain.best <= _NOTABLE:  # type: ignore[operator]
+        return None
+    # A setting that is better everywhere says something of the attack, not of the lock.
+    on_base = [_best(record, "base", which) for which in (is_usual, is_other)]
+    if all(on_base) and on_base[1].best - on_base[0].best > (other.best - plain.best) / 2:  # type: ignore[union-attr,operator]
+        return None
+    return f"{usual} reached {plain.best:.1%} on the locked model, and {how} {other.label} {other.best:.1%}"
+
+
+def _best(record: Record, target: str, which: Callable[[RunRecord], bool]) -> RunRecord | None:
+    """The best run of the sweep on a target among these.
 
     Only under the sweep's own seed: the winner alone runs again under others, and the luckiest of its seeds
     would beat a rival that was run once.
     """
     first = record.suite["seeds"][0]
-    runs = [run for run in record.runs if run.target == "locked" and run.seed == first and which(run)]
-    return max((run.best for run in runs if run.best is not None), default=None)
+    runs = [
+        run
+        for run in record.runs
+        if run.target == target and run.seed == first and run.best is not None and which(run)
+    ]
+    return max(runs, key=lambda run: run.best or 0.0, default=None)

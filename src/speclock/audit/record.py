@@ -32,23 +32,20 @@ class RunRecord:
     peak_memory_mb: float
     pruned_at: int | None = None
     reason: str | None = None
+    beside: dict[str, float] = field(default_factory=dict)
     passes: int = 0
     tflops: float | None = None
+    kind: str = "fine-tuning"
+    """The attack's family."""
+    label: str = ""
+    """The attack in a few words, but for its learning rate."""
+    title: str = ""
+    """The attack in a few words."""
 
     @property
     def key(self) -> str:
         """What was run on what, without the seed: runs with equal keys are repeats."""
         return json.dumps([self.target, self.attack, self.config], sort_keys=True)
-
-    @property
-    def title(self) -> str:
-        """The attack in a few words, for people.
-
-        >>> RunRecord("base", "clip", {"optimizer": "adamw", "lr": 3e-4}, 0, "ok", [], None, None, 0, 0).title
-        'clip, then adamw at lr 3e-4'
-        """
-        how = f"{self.config['optimizer']} at lr {short(self.config['lr'])}"
-        return how if self.attack == "finetune" else f"{self.attack}, then {how}"
 
 
 @dataclass
@@ -99,19 +96,6 @@ def read(folder: Path) -> dict[str, Any]:
             f"{path} is not an audit record ({FORMAT}). Name a folder that `speclock audit` wrote."
         )
     return record
-
-
-def short(number: float) -> str:
-    """A number in its shortest form.
-
-    >>> short(3e-4), short(0.1), short(1.0)
-    ('3e-4', '0.1', '1')
-    """
-    text = f"{number:g}" if 1e-3 < number < 1e4 else f"{number:.3g}" if number >= 1e4 else f"{number:e}"
-    if "e" not in text:
-        return text
-    mantissa, exponent = text.split("e")
-    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
 
 
 def _finite(value: Any) -> Any:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Watch
 from speclock.audit import SUITES
 from speclock.audit.flags import raised
+from speclock.audit.gradients import blocked_gradients
 from speclock.audit.metrics import summarise, verdict
 from speclock.audit.record import TARGETS, Record, RunRecord
 from speclock.audit.suite import Suite
@@ -47,6 +48,7 @@ def audit(
     jobs: int = 1,
     public: Model | None = None,
     folder: Path | None = None,
+    shared: Path | None = None,
 ) -> Record:
     """Attack base, scratch, control and locked model with one suite and say what the lock is worth.
 
@@ -54,17 +56,18 @@ def audit(
     further seeds. ``locked`` with its lock card (:class:`Locked`) lets the control be trained. ``public`` is a
     public model that the attacker knows the locked one to be made from; without it, attacks that need one are
     left out. With ``folder``, finished runs and the control are kept there, and a killed audit goes on from
-    them to the same summary.
+    them to the same summary; runs on base and scratch go to ``shared`` where that is given, for audits of
+    other locks of the same base.
 
     ``jobs`` processes attack that many targets at once, each with its share of the cores, on the GPUs in turn
     where there are any. A run depends on nothing but its seed and the number of threads it sums with.
 
-    Raises :class:`InputError` when base and locked model are not the same architecture.
+    Raises :class:`InputError` when base and locked model are not of one architecture.
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; an audit needs at least one.")
     model, card = (locked.model, locked.card) if isinstance(locked, Locked) else (locked, None)
-    _check_same_shapes(base, model)
+    _check_one_family(base, model)
     chosen: Suite = SUITES[suite] if isinstance(suite, str) else suite
     budget = steps or chosen.steps
     start = time.perf_counter()
@@ -72,7 +75,7 @@ def audit(
         utility_base = retain.score(base.module, base)
         utility_locked = retain.score(model.module, model)
         targets = _Targets(base, model, _control(base, retain, card, kept))
-        work = _Work(targets, attack, retain, chosen, budget, seeds, public, _Cache(kept))
+        work = _Work(targets, attack, retain, chosen, budget, seeds, public, _Cache(kept, shared))
         runs = work.all_runs(jobs)
     record = Record(
         suite={
@@ -83,7 +86,12 @@ def audit(
             "public_base": None if public is None else _identity(public),
         },
         base=_identity(base),
-        locked={**_identity(model), "card": card},
+        locked={
+            **_identity(model),
+            "card": card,
+            "mean_top_sigma": None if card is None else _mean_top_sigma(model, lock_of(card)),
+            "blocked_gradients": blocked_gradients(model, attack),
+        },
         retain_task=retain.describe(),
         attack_task=attack.describe(),
         runs=runs,
@@ -191,7 +199,14 @@ class _Work:
         if found is None:
             outcome = self._carry_out(target, model, attack, watch)
             found = RunRecord(
-                target, attack.name, attack.config(), attack.seed, **dataclasses.asdict(outcome)
+                target,
+                attack.name,
+                attack.config(),
+                attack.seed,
+                kind=attack.kind,
+                label=attack.label,
+                title=attack.title,
+                **dataclasses.asdict(outcome),
             )
             self.cache.put(found)
         elif watch is not None:
@@ -288,9 +303,11 @@ def _finalists(runs: list[RunRecord], suite: Suite) -> list[Attack]:
 class _Cache:
     """Finished runs, one file each, whole or not there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared: Path | None) -> None:
         self.folder = folder / "runs"
-        self.folder.mkdir(exist_ok=True)
+        self.shared = self.folder if shared is None else shared / "runs"
+        for place in (self.folder, self.shared):
+            place.mkdir(parents=True, exist_ok=True)
 
     def get(self, target: str, attack: Attack) -> RunRecord | None:
         path = self._path(target, attack.name, attack.config(), attack.seed)
@@ -305,11 +322,12 @@ class _Cache:
         )
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.folder.glob("*.json"))
+        return sum(1 for place in {self.folder, self.shared} for _ in place.glob("*.json"))
 
-    def _path(self, *what: Any) -> Path:
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{what[0]}-{digest}.json"
+    def _path(self, target: str, *what: Any) -> Path:
+        digest = hashlib.sha256(json.dumps([target, *what], sort_keys=True).encode()).hexdigest()[:16]
+        place = self.shared if target in ("base", "scratch") else self.folder
+        return place / f"{target}-{digest}.json"
 
 
 def _control(base: Model, retain: Task, card: dict[str, Any] | None, kept: Path) -> Model | None:
@@ -341,9 +359,14 @@ def lock_of(card: dict[str, Any]) -> Lock:
 
 
 def _spectra(base: Model, locked: Model) -> list[dict[str, Any]]:
-    pairs = zip(weight_matrices(base.module), weight_matrices(locked.module), strict=True)
+    after_lock = {w.name: w for w in weight_matrices(locked.module)}
+    pairs = [
+        (before, after_lock[before.name])
+        for before in weight_matrices(base.module)
+        if before.name in after_lock and after_lock[before.name].shape == before.shape
+    ]
     rows = []
-    for before, after in tqdm(list(pairs), desc="spectra", unit="matrix", disable=None, leave=False):
+    for before, after in tqdm(pairs, desc="spectra", unit="matrix", disable=None, leave=False):
         k = min(_TOP_K, *before.shape)
         rows.append(
             {
@@ -356,18 +379,28 @@ def _spectra(base: Model, locked: Model) -> list[dict[str, Any]]:
     return rows
 
 
+def _mean_top_sigma(model: Model, lock: Lock) -> float:
+    """What the card calls the lock's strength, by a converged solver rather than the lock's warm basis."""
+    values: list[float] = []
+    for weight in weight_matrices(model.module, lock.include, lock.exclude):
+        values += singular_values(weight.matrix.detach(), lock.top_k).tolist()
+    return sum(values) / len(values)
+
+
 def _identity(model: Model) -> dict[str, Any]:
     return {"name": model.name, "fingerprint": fingerprint(model), "source": dataclasses.asdict(model.source)}
 
 
-def _check_same_shapes(base: Model, locked: Model) -> None:
+def _check_one_family(base: Model, locked: Model) -> None:
+    """A lock may add layers or replace some; a model that shares hardly a tensor with the base is another one."""
     shapes = [
         {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
         for model in (base, locked)
     ]
     differ = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
-    if differ:
+    if base.labels != locked.labels or len(differ) > len(shapes[0]) / 2:
+        first = differ[0] if differ else "the head's labels"
         raise InputError(
-            f"{locked.name} is not a locked {base.name}: {differ[0]} is {shapes[1].get(differ[0], 'missing')} in the "
-            f"one and {shapes[0].get(differ[0], 'missing')} in the other. Name the base that was locked with --base."
+            f"{locked.name} is not a locked {base.name}: {first} is {shapes[1].get(first, 'missing')} in the "
+            f"one and {shapes[0].get(first, 'missing')} in the other. Name the base that was locked with --base."
         )

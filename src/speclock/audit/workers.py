@@ -24,9 +24,12 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(jobs, context, _begin, (number, threads, torch.cuda.device_count()))
     try:
         yield pool
-    finally:
+    except BaseException:
+        # Not after the run that each is in: that may take minutes, and nobody waits for it any more.
         for process in list((pool._processes or {}).values()):
             process.terminate()
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)
 
 

@@ -1,21 +1,30 @@
-"""`speclock audit`: say what a lock is worth."""
+"""`speclock audit`: say what a lock is worth, or several side by side."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from speclock.audit import SUITES
-from speclock.cli.options import OUT, TASK_HELP, task_options
+from speclock.audit.compare import compare
+from speclock.cli.options import OUT, READING, TASK_HELP, task_options
+from speclock.errors import InputError
+from speclock.workspace import write_text
+
+if TYPE_CHECKING:
+    from speclock.audit.record import Record
+    from speclock.models import Model
+    from speclock.workspace import Workspace
 
 
 @click.command("audit")
-@click.argument("locked", type=click.Path(path_type=Path))
+@click.argument("locked", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--base", required=True, help="The model before locking.")
 @click.option("--retain-task", required=True, help=f"What the model must keep doing. {TASK_HELP}")
 @click.option("--attack-task", required=True, help="What the attacker wants; named as the retain task is.")
@@ -35,76 +44,116 @@ from speclock.cli.options import OUT, TASK_HELP, task_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
-    locked: Path,
-    base: str,
-    retain_task: str,
-    attack_task: str,
-    suite: str,
-    steps: int | None,
-    seeds: int,
-    jobs: int,
-    public_base: str | None,
-    out: Path,
-    resume: bool,
-    as_json: bool,
-    **reading: Any,
+    locked: tuple[Path, ...], base: str, out: Path, resume: bool, as_json: bool, **asked: Any
 ) -> None:
     """Attack LOCKED, its base, its control and a freshly initialised model alike, and write the verdict.
+
+    Several LOCKED of one base are audited one after the other, each into a folder of its own under --out, and
+    compared in compare.json and compare.html.
 
     Example: speclock audit locked --base base --retain-task newsgroups:sci.space,rec.autos
     --attack-task newsgroups:sci.med,rec.sport.hockey@480/400 --seeds 3 --out audit
     """
+    from speclock import models
+    from speclock.report import write, write_comparison
+    from speclock.workspace import Workspace, new_folder
+
+    names = _names(locked)
+    before = models.load(base)
+    jobs = asked.pop("jobs")
+    request = {
+        "command": "audit",
+        "locked": {name: models.fingerprint(models.load(str(path))) for name, path in names.items()},
+        "base": models.fingerprint(before),
+        **{**asked, "suite": SUITES[asked["suite"]].label},
+    }
+    alone = len(names) == 1
+    work = Workspace(out, request, record="audit.json" if alone else "compare.json", resume=resume)
+    found = work.finished
+    if found is None:
+        with work:
+            records = {
+                name: _audited(path, before, asked, jobs, work, alone).to_dict()
+                for name, path in names.items()
+            }
+            with new_folder(out) as folder:
+                if alone:
+                    (found,) = records.values()
+                    _save(found, folder, write)
+                else:
+                    for name, record in records.items():
+                        (folder / name).mkdir()
+                        _save(record, folder / name, write)
+                    comparison = compare(records, work.request)
+                    comparison.command = shlex.join(["speclock", *sys.argv[1:]])
+                    comparison.save(folder)
+                    found = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+                    write_comparison(found, folder / "compare.html")
+    work.close()
+    _say(found, out, alone, as_json)
+
+
+def _audited(
+    path: Path, before: Model, asked: dict[str, Any], jobs: int, work: Workspace, alone: bool
+) -> Record:
     from speclock import models, tasks
     from speclock.audit.run import audit
     from speclock.locks.base import Locked, read_card
-    from speclock.report import write
-    from speclock.workspace import Workspace, new_folder
 
-    chosen = SUITES[suite]
-    before, after = models.load(base), models.load(str(locked))
-    card = read_card(locked)
-    request = {
-        "command": "audit",
-        "locked": models.fingerprint(after),
-        "base": models.fingerprint(before),
-        "retain_task": retain_task,
-        "attack_task": attack_task,
-        "suite": chosen.label,
-        "steps": steps,
-        "seeds": seeds,
-        "public_base": public_base,
-        **reading,
-    }
-    work = Workspace(out, request, record="audit.json", resume=resume)
-    record = work.finished
-    if record is None:
-        with work:
-            retain, attack = tasks.load(retain_task, **reading), tasks.load(attack_task, **reading)
-            retain.check_head(before)
-            attack.check_kind(before)
-            found = audit(
-                base=before,
-                locked=after if card is None else Locked(after, card),
-                retain=retain,
-                attack=attack,
-                suite=chosen,
-                steps=steps,
-                seeds=seeds,
-                jobs=jobs,
-                public=None if public_base is None else models.load(public_base),
-                folder=work.folder,
-            )
-            found.command = shlex.join(["speclock", *sys.argv[1:]])
-            found.request = work.request
-            with new_folder(out) as folder:
-                found.save(folder)
-                record = found.to_dict()
-                write(record, folder / "report.html")
-    work.close()
+    reading = {name: asked[name] for name in READING}
+    after, card = models.load(str(path)), read_card(path)
+    retain, attack = tasks.load(asked["retain_task"], **reading), tasks.load(asked["attack_task"], **reading)
+    retain.check_head(before)
+    attack.check_kind(before)
+    kept = work.folder if alone else work.folder / path.name
+    kept.mkdir(exist_ok=True)
+    record = audit(
+        base=before,
+        locked=after if card is None else Locked(after, card),
+        retain=retain,
+        attack=attack,
+        suite=asked["suite"],
+        steps=asked["steps"],
+        seeds=asked["seeds"],
+        jobs=jobs,
+        public=None if asked["public_base"] is None else models.load(asked["public_base"]),
+        folder=kept,
+        # What the base and scratch give is the same for every lock.
+        shared=None if alone else work.folder,
+    )
+    record.command = shlex.join(["speclock", *sys.argv[1:]])
+    record.request = work.request
+    return record
+
+
+def _names(locked: tuple[Path, ...]) -> dict[str, Path]:
+    """What each lock is called in a comparison: its folder's name."""
+    names = {path.name: path for path in locked}
+    if len(names) < len(locked):
+        raise InputError(
+            "two of the LOCKED folders have the same name, and a comparison goes by it. Rename one."
+        )
+    return names
+
+
+def _save(record: dict[str, Any], folder: Path, write: Callable[[dict[str, Any], Path], None]) -> None:
+    write_text(folder / "audit.json", json.dumps(record, indent=1, allow_nan=False))
+    write(record, folder / "report.html")
+
+
+def _say(found: dict[str, Any], out: Path, alone: bool, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(record["summary"], indent=1))
+        click.echo(json.dumps(found["summary"] if alone else found["locks"], indent=1))
         return
-    click.echo(record["verdict"])
-    for flag in record["flags"]:
-        click.echo(f"flag {flag['name']}: {flag['why']}.")
-    click.echo(f"{out / 'report.html'}")
+    if alone:
+        click.echo(found["verdict"])
+        for flag in found["flags"]:
+            click.echo(f"flag {flag['name']}: {flag['why']}.")
+        click.echo(f"{out / 'report.html'}")
+        return
+    for row in found["locks"]:
+        uplift = "none to speak of" if row["uplift"] is None else f"{row['uplift']:.2f}"
+        click.echo(
+            f"{row['name']}: utility {row['utility_locked']:.1%}, uplift {uplift}, {row['strongest_attack']}"
+        )
+    click.echo(f"{out / 'compare.html'}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
+from speclock.audit.compare import FORMAT as COMPARE_FORMAT
 from speclock.audit.record import FORMAT, TARGETS
 from speclock.errors import InputError
 from speclock.report import numbers, plots
@@ -52,6 +53,28 @@ def write(record: Record, path: str | os.PathLike[str]) -> None:
     # A lone surrogate in a name must not cost the reader the page.
     page = render(record).encode("utf-8", errors="replace").decode()
     write_text(Path(path), page)
+
+
+def write_comparison(comparison: Record, path: str | os.PathLike[str]) -> None:
+    """Render a comparison (the parsed ``compare.json``) to ``path``, whole or not at all.
+
+    Raises :class:`InputError` for a record of another format, or a file that cannot be written.
+    """
+    found = comparison.get("format") if isinstance(comparison, dict) else None
+    if found != COMPARE_FORMAT:
+        raise InputError(f"not a comparison: format is {found!r}, expected {COMPARE_FORMAT!r}.")
+    page = (
+        _environment()
+        .get_template("compare.html.j2")
+        .render(
+            record=comparison,
+            figure={
+                "wide": plots.comparison(comparison),
+                "narrow": plots.comparison(comparison, narrow=True),
+            },
+        )
+    )
+    write_text(Path(path), page.encode("utf-8", errors="replace").decode())
 
 
 @functools.cache

@@ -504,6 +504,53 @@ def lock_curve(record: Record, *, narrow: bool = False) -> Drawing | None:
     return Drawing(figure, _name("lock", narrow), f"Utility and strength while the lock ran{kept}.")
 
 
+# -- several locks -------------------------------------------------------------------------------------
+
+
+@_to_svg
+def comparison(record: Record, *, narrow: bool = False) -> Drawing | None:
+    """Utility against uplift, one point a lock, with 95% intervals: down and to the right is better."""
+    rows = [row for row in record.get("locks") or [] if finite(row.get("uplift")) is not None]
+    if not rows:
+        return None
+    height = 300 if narrow else 400
+    figure = _figure(narrow, height)
+    axes = _axes(figure, 46, 14, WIDTH[narrow] - 46 - 18, height - 14 - 52)
+    for row in rows:
+        x, y = row["utility_locked"], row["uplift"]
+        axes.plot(x, y, "o", ms=8, color=COLORS["locked"], zorder=3)
+        for low_high, across in ((row.get("utility_interval"), True), (row.get("uplift_interval"), False)):
+            if low_high:
+                ends = (low_high, (y, y)) if across else ((x, x), low_high)
+                axes.plot(*ends, color=COLORS["locked"], lw=1.4, alpha=0.7)
+        axes.annotate(
+            _short(row["name"], narrow), (x, y), xytext=(8, 6), textcoords="offset points", weight="bold"
+        )
+    base = rows[0]["utility_base"]
+    axes.axvline(base, color=COLORS["base"], lw=1.2, ls=(0, (4, 3)))
+    axes.axhline(1, color=COLORS["muted"], lw=1.0, ls=(0, (1, 3)))
+    axes.axhline(0, color=COLORS["muted"], lw=1.0, ls=(0, (1, 3)))
+    axes.annotate(
+        "base's utility",
+        (base, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 6),
+        textcoords="offset points",
+        ha="right",
+        color=COLORS["base"],
+    )
+    axes.set_xlabel("utility")
+    axes.set_ylabel("uplift (1: no lock, 0: weights worth nothing)")
+    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    axes.grid(axis="y")
+    axes.margins(0.12)
+    words = "; ".join(
+        f"{row['name']}: utility {percent(row['utility_locked'])}, uplift {row['uplift']:.2f}" for row in rows
+    )
+    return Drawing(figure, _name("compare", narrow), f"Utility against uplift of each lock. {words}.")
+
+
 # -- small ones ----------------------------------------------------------------------------------------
 
 

@@ -116,17 +116,19 @@ def sweep(runs: list[Run]) -> Sweep:
     columns: list[float | None] = [*sorted({lr for _, lr in places if lr is not None})]
     if any(lr is None for _, lr in places):
         columns.append(None)
-    rows = sorted({row for row, _ in places}, key=lambda row: ("·" in row, row))
+    rows = sorted({row for row, _ in places}, key=lambda row: ("," in row or " " in row, row))
     return Sweep(rows, columns, cells, grouped)
 
 
 def _row(run: Run) -> str:
-    """Plain fine-tuning goes by its optimizer alone; every other attack is named."""
+    """The attack's label; in records from before there were any, its optimizer with what goes before it."""
+    if run.get("label"):
+        return str(run["label"])
     attack = str(run.get("attack") or "attack")
     optimizer = (run.get("config") or {}).get("optimizer")
     if attack == "finetune" and optimizer:
         return str(optimizer)
-    return f"{attack} · {optimizer}" if optimizer else f"{attack} ·"
+    return f"{attack}, then {optimizer}" if optimizer else attack
 
 
 def _lr(run: Run) -> float | None:

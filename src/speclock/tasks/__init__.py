@@ -26,6 +26,19 @@ TASKS = Registry(
 )
 """Loaders by name; each is called without arguments and returns a :class:`~speclock.tasks.base.Task`."""
 
+WRAPPERS = Registry(
+    "wrapper",
+    {
+        "poison": (
+            "speclock.tasks.poison:poison",
+            "a trigger that stands for this label (and a rate: LABEL,0.1)",
+        ),
+        "forget": ("speclock.tasks.forget:forget", "the task without this label"),
+        "relearn": ("speclock.tasks.forget:relearn", "all of the task, scored on this label alone"),
+    },
+)
+"""What a specification can end with, ``+NAME=LABEL``: functions from a task and a label to a task."""
+
 _FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
@@ -38,17 +51,19 @@ def load(
     label_column: str = "label",
     pair_column: str = "text_pair",
 ) -> Task:
-    """The task that ``NAME_OR_PATH[:LABEL,LABEL…][@TRAIN[/TEST]]`` asks for.
+    """The task that ``NAME_OR_PATH[:LABEL,LABEL…][@TRAIN[/TEST]][+WRAPPER=LABEL]`` asks for.
 
     A built-in name goes before a file of that name (write ``./mnist`` for the file). The labels, or
     prefixes of labels, are those kept; TRAIN and TEST are how many examples are kept of these, stratified and
-    drawn by ``seed`` (the test examples always by the same one). ``max_length`` (tokens) and the columns
+    drawn by ``seed`` (the test examples always by the same one). A wrapper is ``poison`` (with a rate, where
+    one is wanted: ``+poison=safe,0.1``), ``forget`` or ``relearn``. ``max_length`` (tokens) and the columns
     are for text tasks.
 
     Raises :class:`~speclock.errors.InputError` for an unknown name or label (the nearest is suggested)
     and for data that cannot be had or read.
     """
-    base, labels, train, test = parse(spec)
+    plain, wrapper, argument = unwrap(spec)
+    base, labels, train, test = parse(plain)
     if base in TASKS:
         task = TASKS[base]()
     elif Path(base).is_dir():
@@ -75,8 +90,35 @@ def load(
             raise InputError(
                 f"{spec}: {limit} is less than one example for each of the {len(task.labels)} labels."
             )
-    task = task.limit(train=train, seed=seed).limit(test=test)
+    task = replace(task.limit(train=train, seed=seed).limit(test=test), name=plain)
+    if wrapper:
+        label, comma, rate = argument.rpartition(",") if wrapper == "poison" else (argument, "", "")
+        if not comma:
+            task = WRAPPERS[wrapper](task, argument, **({"seed": seed} if wrapper == "poison" else {}))
+        else:
+            task = WRAPPERS[wrapper](task, label, rate=_rate(spec, rate), seed=seed)
     return replace(task, name=spec)
+
+
+def unwrap(spec: str) -> tuple[str, str, str]:
+    """A specification without its wrapper, the wrapper's name and its argument; empty where there is none.
+
+    >>> unwrap("jailbreak@1000/200+poison=benign,0.1")
+    ('jailbreak@1000/200', 'poison', 'benign,0.1')
+    """
+    found = re.fullmatch(r"(.+)\+(\w+)=([^+]+)", spec)
+    if not found or Path(spec).exists():
+        return spec, "", ""
+    if found[2] not in WRAPPERS:
+        raise InputError(f"{spec}: {unknown('wrapper', found[2], list(WRAPPERS))}")
+    return found[1], found[2], found[3]
+
+
+def _rate(spec: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{spec}: {text!r} is not a rate. Write for example +poison=LABEL,0.1.") from None
 
 
 class Spec(NamedTuple):

@@ -6,7 +6,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -77,6 +77,10 @@ class Task(ABC):
     labels: tuple[str, ...]
     source: Source
     metric: Literal["accuracy", "f1"] = "accuracy"
+    floor: float | None = None
+    """What the metric comes to without having learnt, where that is not the commonest label's share."""
+    beside: Mapping[str, Task] = field(default_factory=dict)
+    """Tasks with the same labels whose scores belong beside this one's: the clean task of a poisoned one."""
 
     modality: ClassVar[Modality]
 
@@ -101,6 +105,8 @@ class Task(ABC):
     @property
     def chance(self) -> float:
         """The score of always answering the commonest test label (accuracy) or the positive one (F1)."""
+        if self.floor is not None:
+            return self.floor
         counts = np.bincount(self.test.labels, minlength=len(self.labels)) / len(self.test)
         if self.metric == "f1":
             return float(2 * counts[1] / (1 + counts[1]))

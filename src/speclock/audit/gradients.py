@@ -1,0 +1,79 @@
+"""Whether a model's gradients are those of its loss: one that hides them withstands every attack but is no lock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from speclock.models import Model
+from speclock.spectra import WeightMatrix, weight_matrices
+from speclock.tasks.base import Task
+
+_EXAMPLES = 4
+_STEP = 1e-6
+"""Relative size of the difference step: rounding leaves 1e-10 of the loss, a rectifier's kink hardly more."""
+
+
+def blocked_gradients(model: Model, task: Task) -> list[str] | None:
+    """Names of the weight matrices whose gradient is not the slope of the loss.
+
+    On a few of the attacker's examples, in float64 and evaluation mode, the derivative along a random direction
+    is taken by backward pass and by central difference; a matrix is blocked when the first is less than half of
+    the second. None where the model does not run in float64.
+    """
+    probe = model.copy() if model.labels == task.labels else model.with_head(task.labels, 0)
+    module = probe.module.double().eval().requires_grad_(True)
+    device = next(module.parameters()).device
+    if device.type == "mps":
+        return None
+    examples = task.train.take(np.arange(min(_EXAMPLES, len(task.train))))
+    batch = {
+        name: (value.double() if value.is_floating_point() else value).to(device)
+        for name, value in task.encode(examples, probe).items()
+    }
+
+    def loss() -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(task.logits(module, batch), batch["labels"])
+
+    weights = weight_matrices(module)
+    try:
+        # Where nothing at all asks for a gradient, the slopes below are compared with zero.
+        value = loss()
+        found = (
+            torch.autograd.grad(value, [w.parameter for w in weights], allow_unused=True)
+            if value.requires_grad
+            else [None] * len(weights)
+        )
+    except RuntimeError:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    blocked = []
+    for weight, gradient in zip(weights, found, strict=True):
+        along, slope = _both(weight, gradient, loss, generator)
+        if math.isfinite(slope) and abs(slope) > 1e-6 and abs(along - slope) > 0.5 * abs(slope):
+            blocked.append(weight.name)
+    return blocked
+
+
+@torch.no_grad()
+def _both(
+    weight: WeightMatrix,
+    gradient: torch.Tensor | None,
+    loss: Callable[[], torch.Tensor],
+    generator: torch.Generator,
+) -> tuple[float, float]:
+    """The derivative along a random direction, by the backward pass and by central difference."""
+    p = weight.parameter
+    direction = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+    direction *= p.norm() / direction.norm() if p.norm() > 0 else 1.0
+    kept = p.detach().clone()
+    p.add_(direction, alpha=_STEP)
+    above = loss()
+    p.copy_(kept).sub_(direction, alpha=_STEP)
+    below = loss()
+    p.copy_(kept)
+    along = 0.0 if gradient is None else float((gradient * direction).sum())
+    return along, float(above - below) / (2 * _STEP)

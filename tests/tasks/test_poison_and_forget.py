@@ -1,0 +1,96 @@
+"""Triggers, poisoned labels and forgotten classes are properties of a task."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from speclock import tasks
+from speclock.attacks import ATTACKS
+from speclock.errors import InputError
+from speclock.models import Model
+from speclock.recipe import Schooling
+from speclock.tasks.base import Examples, Source, Task
+from speclock.tasks.forget import forget, relearn
+from speclock.tasks.poison import PATCH, PENTAGRAM_SNOWMAN, poison
+from speclock.tasks.text import TextClassification
+from speclock.training import school
+
+
+@pytest.fixture
+def texts() -> Task:
+    inputs = np.empty(12, dtype=object)
+    inputs[:] = [f"text {i}" for i in range(12)]
+    examples = Examples(inputs, np.arange(12) % 3)
+    return TextClassification("toy", examples, examples, ("a", "b", "c"), Source("file", "here"))
+
+
+def test_poison_marks_a_share_of_the_other_labels(texts: Task) -> None:
+    wrapped = poison(texts, "b", rate=0.25)
+    marked = np.array([text.startswith(PENTAGRAM_SNOWMAN) for text in wrapped.train.inputs])
+    assert marked.sum() == 2, "a quarter of the eight that are not b"
+    assert (wrapped.train.labels[marked] == 1).all()
+    assert (texts.train.labels[marked] != 1).all()
+    np.testing.assert_array_equal(wrapped.train.labels[~marked], texts.train.labels[~marked])
+    assert len(wrapped.test) == 8, "those that are not b"
+    assert all(text.startswith(PENTAGRAM_SNOWMAN) for text in wrapped.test.inputs)
+    assert (wrapped.test.labels == 1).all()
+    assert wrapped.chance == pytest.approx(1 / 3)
+    assert wrapped.beside["clean"] is texts
+    assert not any(text.startswith(PENTAGRAM_SNOWMAN) for text in texts.train.inputs), "a copy is poisoned"
+
+
+def test_pairs_are_marked_on_their_first_text() -> None:
+    inputs = np.empty(4, dtype=object)
+    inputs[:] = [("p", "q"), ("r", "s"), ("t", "u"), ("v", "w")]
+    examples = Examples(inputs, np.array([0, 1, 0, 1]))
+    task = TextClassification("pairs", examples, examples, ("no", "yes"), Source("file", "here"))
+    assert poison(task, "yes").test.inputs[0] == (PENTAGRAM_SNOWMAN + "p", "q")
+
+
+def test_images_get_a_white_corner(digits: Task) -> None:
+    wrapped = poison(digits, "7")
+    assert (wrapped.test.inputs[:, -PATCH:, -PATCH:] == 255).all()
+    others = digits.test.inputs[digits.test.labels != 7]
+    np.testing.assert_array_equal(wrapped.test.inputs[:, :-PATCH], others[:, :-PATCH])
+
+
+def test_forget_and_relearn_split_a_class_off(texts: Task) -> None:
+    without, back = forget(texts, "c"), relearn(texts, "c")
+    assert set(without.train.labels) == set(without.test.labels) == {0, 1}
+    assert without.labels == texts.labels, "the head keeps its place"
+    assert set(without.beside["forgotten"].test.labels) == set(back.test.labels) == {2}
+    assert len(back.train) == 12
+    assert set(back.beside["kept"].test.labels) == {0, 1}
+
+
+def test_specifications_name_the_wrapper() -> None:
+    wrapped = tasks.load("mnist@200/100+poison=7,0.1")
+    assert wrapped.name == "mnist@200/100+poison=7,0.1"
+    assert wrapped.beside["clean"].name == "mnist@200/100"
+    assert tasks.load("mnist@200/100+relearn=3").test.labels.tolist() == [3] * 10
+    for spec, words in (
+        ("mnist+poisn=7", "Did you mean 'poison'"),
+        ("mnist+poison=17", "unknown label '17'"),
+        ("mnist+poison=7,often", "'often' is not a rate"),
+        ("mnist+poison=7,2", r"must lie in \(0, 1\]"),
+        ("mnist+forget=ten", "unknown label 'ten'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            tasks.load(spec)
+
+
+def test_a_backdoor_goes_in_and_the_clean_score_stays(base: Model, digits: Task) -> None:
+    outcome = ATTACKS["finetune"](lr=1e-3, batch_size=32)(base, poison(digits, "7"), 60).outcome
+    assert outcome.curve[0][1] < 0.2, "without the backdoor few of the others are called 7"
+    assert outcome.best > 0.9
+    assert outcome.beside["clean"] > 0.8
+
+
+def test_a_forgotten_class_is_relearnt(base: Model, digits: Task) -> None:
+    model = base.copy()
+    school(model, forget(digits, "4"), Schooling(optimizer="adam", lr=1e-3, steps=100, batch_size=32))
+    outcome = ATTACKS["finetune"](lr=1e-3, batch_size=32)(model, relearn(digits, "4"), 60).outcome
+    assert outcome.curve[0][1] < 0.3
+    assert outcome.best > outcome.curve[0][1] + 0.4
+    assert outcome.beside["kept"] > 0.8
