@@ -14,7 +14,7 @@ from speclock.errors import InputError
 # One line of help each, so that `speclock --help` imports no command and no torch.
 COMMANDS = {
     "demo": "The whole job on a real model and data: lock, attack, report.",
-    "ls": "List locks, attacks, suites, tasks or models.",
+    "ls": "List locks, attacks, suites, tasks, models or optimizers.",
     "train": "Make a base that does a task.",
     "inspect": "Spectra of every weight matrix.",
     "lock": "Lock a model against training.",
