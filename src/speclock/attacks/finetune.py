@@ -79,6 +79,8 @@ class FineTune(Recipe, Attack):
             spoken = field.name.replace("_", " ")
             if value is None or value is False:
                 words.append(f"no {spoken}")
+            elif isinstance(value, str):
+                words.append(value)
             elif isinstance(value, float):
                 words.append(f"{spoken} {short(value)}")
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,18 @@ def _most_changed(record: Record) -> list[dict[str, Any]]:
     ]
 
 
+def _settings(run: Record) -> str:
+    """What is not at its default, where the run says so, else everything that has no column of its own."""
+    if run.get("label"):
+        inside = re.search(r"\((.*)\)", str(run["label"]))
+        return inside[1] if inside else ""
+    return ", ".join(
+        f"{name}={numbers.setting(name, value)}"
+        for name, value in (run.get("config") or {}).items()
+        if name not in ("optimizer", "lr", "clip", "seed") and value is not None
+    )
+
+
 def _rows(runs: list[Record]) -> list[dict[str, Any]]:
     """The table of runs: by target, then from the strongest down; runs without a score last."""
     curves = [_runs.curve(run) for run in runs]
@@ -206,11 +219,7 @@ def _rows(runs: list[Record]) -> list[dict[str, Any]]:
                 "optimizer": config.get("optimizer"),
                 "lr": numbers.rate(config.get("lr")),
                 "clip": config.get("clip"),
-                "other": ", ".join(
-                    f"{name}={numbers.setting(name, value)}"
-                    for name, value in config.items()
-                    if name not in ("optimizer", "lr", "clip", "seed") and value is not None
-                ),
+                "other": _settings(run),
                 "score": percent(_runs.best(run)),
                 "spark": plots.sparkline(points, last, low, high),
             }

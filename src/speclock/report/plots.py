@@ -289,6 +289,8 @@ def sweep_map(record: Record, *, narrow: bool = False) -> Drawing | None:
         _frame_map(axes, target, sweep, cell, narrow)
         if i >= len(targets) - across:
             grouped = f", {sweep.grouped}" if sweep.grouped else ""
+            if sweep.left_out:
+                grouped += f"; the {len(sweep.rows)} strongest of {len(sweep.rows) + sweep.left_out} attacks"
             _note(axes, f"learning rate{grouped}", (0, 0), (1, 5 - foot), color=COLORS["muted"], fontsize=10)
         cells = sweep.cells[target]
         scores = [found.score for found in cells.values() if found.score is not None]

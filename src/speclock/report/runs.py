@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ Curve = list[tuple[float, float]]
 
 MOST_COLUMNS = 14
 """Learning rates that still fit side by side on a phone; more are grouped."""
+
+MOST_ROWS = 24
+"""Attacks that a map shows; a larger suite's weaker ones are in the table alone."""
 
 GROUPINGS = ((0, ""), (2, "nearest half decade"), (1, "nearest decade"))
 """Columns a decade (0: each rate its own), and how that is said."""
@@ -101,6 +105,8 @@ class Sweep:
     cells: dict[str, dict[tuple[str, float | None], Cell]]
     grouped: str
     """How rates were grouped into columns; empty where each has its own."""
+    left_out: int = 0
+    """Rows beyond the strongest :data:`MOST_ROWS`; the table of runs has them."""
 
 
 def sweep(runs: list[Run]) -> Sweep:
@@ -116,14 +122,31 @@ def sweep(runs: list[Run]) -> Sweep:
     columns: list[float | None] = [*sorted({lr for _, lr in places if lr is not None})]
     if any(lr is None for _, lr in places):
         columns.append(None)
-    rows = sorted({row for row, _ in places}, key=lambda row: ("," in row or " " in row, row))
-    return Sweep(rows, columns, cells, grouped)
+    strength = {row: _strength(cells, row) for row, _ in places}
+    shown = sorted(strength, key=lambda row: -strength[row])[:MOST_ROWS]
+    rows = sorted(shown, key=lambda row: ("," in row or " " in row, row))
+    return Sweep(rows, columns, cells, grouped, left_out=len(strength) - len(rows))
+
+
+def _strength(cells: dict[str, dict[tuple[str, float | None], Cell]], row: str) -> float:
+    """A row's best score on the locked model, or on any where that was not attacked."""
+    for panels in ([cells["locked"]] if "locked" in cells else [], list(cells.values())):
+        scores = [
+            cell.score
+            for panel in panels
+            for (name, _), cell in panel.items()
+            if name == row and cell.score is not None
+        ]
+        if scores:
+            return max(scores)
+    return 0.0
 
 
 def _row(run: Run) -> str:
     """The attack's label; in records from before there were any, its optimizer with what goes before it."""
     if run.get("label"):
-        return str(run["label"])
+        # What nearly every attack ends with says least.
+        return re.sub(r"(, then| with) adamw$", "", str(run["label"]))
     attack = str(run.get("attack") or "attack")
     optimizer = (run.get("config") or {}).get("optimizer")
     if attack == "finetune" and optimizer:
