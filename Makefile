@@ -20,11 +20,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/speclock demo --out out/demo
 
+# One thread a process: toy models keep no more busy, and two processes that share two cores wait for each other.
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow and not gpu'
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/lock_step.py
