@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: install demo test bench records clean
+.PHONY: install demo test bench records records-standard clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +48,18 @@ records: $(VENV)/.installed
 	    --evaluations 2 --max-utility-drop 0.02 $(SMOLLM) --out out/smollm2-locked
 	$(BIN)/speclock audit out/smollm2-locked --base out/smollm2-base --retain-task $(TOPICS)@640/60 \
 	    --attack-task $(OTHERS)@320/60 --steps 8 $(SMOLLM) --out results/smollm2-newsgroups
+
+# The standard suite on a small lock: cnn-mlp reads five digits, the attacker wants the other five.
+LOW  := mnist:0,1,2,3,4@6000/1000
+HIGH := mnist:5,6,7,8,9@100/400
+CNN  := --batch-size 32 --optimizer adam --lr 1e-3 --resume
+records-standard: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[attacks]'
+	$(BIN)/speclock train cnn-mlp --task $(LOW) --epochs 3 $(CNN) --out out/cnn-mlp-base
+	$(BIN)/speclock lock out/cnn-mlp-base --task $(LOW) --alpha 0.5 --top-k 1 --retain task --epochs 8 \
+	    --evaluations 8 $(CNN) --out out/cnn-mlp-locked
+	$(BIN)/speclock audit out/cnn-mlp-locked --base out/cnn-mlp-base --retain-task $(LOW) --attack-task $(HIGH) \
+	    --suite standard --seeds 3 --jobs 2 --resume --out results/cnn-mlp-standard
 
 clean:
 	rm -rf $(VENV) out

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Run = Callable[[nn.Module], Any]
 """Runs a module on some fixed inputs."""
@@ -16,16 +17,13 @@ LAYERS = (nn.Linear, nn.Conv2d)
 
 def call_order(module: nn.Module, run: Run) -> list[str]:
     """Names of the linear layers and convolutions in the order in which a forward pass first calls them."""
-    names, hooks = [], []
-    for name, submodule in module.named_modules():
-        if isinstance(submodule, LAYERS):
-            hooks.append(submodule.register_forward_pre_hook(lambda *_, name=name: names.append(name)))
-    try:
-        with torch.no_grad():
-            run(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    names: list[str] = []
+    hooks = [
+        submodule.register_forward_pre_hook(lambda *_, name=name: names.append(name))
+        for name, submodule in module.named_modules()
+        if isinstance(submodule, LAYERS)
+    ]
+    _run_once(module, run, hooks)
     return list(dict.fromkeys(names))
 
 
@@ -33,43 +31,49 @@ def feeding(module: nn.Module, run: Run) -> list[tuple[str, str]]:
     """Pairs of linear layers of which the second is given the very tensor that the first returns."""
     given: dict[int, str] = {}
     held: list[Tensor] = []
-    pairs, hooks = [], []
+    pairs: list[tuple[str, str]] = []
 
-    def returned(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            given[id(output)] = name
-            held.append(output)  # an identity is reused once its object is gone
+    def received(name: str, inputs: tuple[Tensor, ...]) -> None:
+        if inputs and id(inputs[0]) in given:
+            pairs.append((given[id(inputs[0])], name))
 
-        return hook
+    def returned(name: str, output: Tensor) -> None:
+        given[id(output)] = name
+        held.append(output)  # an identity is reused once its object is gone
 
-    def received(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if inputs and id(inputs[0]) in given:
-                pairs.append((given[id(inputs[0])], name))
-
-        return hook
-
+    hooks = []
     for name, submodule in module.named_modules():
         if isinstance(submodule, nn.Linear):
-            hooks.append(submodule.register_forward_pre_hook(received(name)))
-            hooks.append(submodule.register_forward_hook(returned(name)))
-    try:
-        with torch.no_grad():
-            run(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
+            hooks += [
+                submodule.register_forward_pre_hook(lambda _, inputs, name=name: received(name, inputs)),
+                submodule.register_forward_hook(lambda _, __, output, name=name: returned(name, output)),
+            ]
+    _run_once(module, run, hooks)
     return pairs
 
 
-@torch.no_grad()
+def _run_once(module: nn.Module, run: Run, hooks: Sequence[RemovableHandle]) -> None:
+    try:
+        _evaluated(module, run)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def outputs(module: nn.Module, run: Run) -> Tensor:
     """What a module answers on the fixed inputs, in evaluation mode and fp32."""
+    out = _evaluated(module, run)
+    return (out if isinstance(out, Tensor) else out.logits).float()
+
+
+@torch.no_grad()
+def _evaluated(module: nn.Module, run: Run) -> Any:
+    """Evaluation mode: a look at the model must not move its running averages."""
     was_training = module.training
     module.eval()
     out = run(module)
     module.train(was_training)
-    return (out if isinstance(out, Tensor) else out.logits).float()
+    return out
 
 
 def replace_submodules_(module: nn.Module, new: Mapping[str, nn.Module]) -> None:
