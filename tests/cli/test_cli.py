@@ -97,9 +97,11 @@ def test_the_whole_chain_in_real_processes(tmp_path: Path) -> None:
     assert [len(row["sigma"]) for row in matrices] == [3] * 6
     assert {"name", "shape", "sigma", "frobenius", "stable_rank"} <= set(matrices[0])
     code, out, _ = ran(
-        "attack", locked, "--task", "kmnist@300/200", "--steps", 8, "--lr", "1e-3,1e-4", "--out", attacked
-    )
+        "attack", locked, "--task", "kmnist@300/200", "--steps", 8, "--lr", "1e-3,1e-4", "--out", attacked,
+        "--dropout", "false", "--optimizer", "soap",
+    )  # fmt: skip
     assert code == 0
+    assert "soap (no dropout) at lr 1e-3" in out
     assert len(json.loads((attacked / "attack.json").read_text())["runs"]) == 2
     code, out, err = ran(
         "audit", locked, "--base", base, "--retain-task", "mnist@800/300", "--attack-task", "kmnist@300/200",
@@ -194,6 +196,11 @@ def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:
             ["attack", base, "--task", "kmnist", "--attack", "clipp", "--out", tmp / "out"],
             "Did you mean 'clip'",
         ),
+        "attack that does not fit": (
+            ["attack", base, "--task", "kmnist@300/200", "--attack", "merge", "--out", tmp / "out"],
+            "merge does not fit",
+        ),
+        "unknown wrapper": (["attack", base, "--task", "mnist+poisn=7", "--out", tmp / "out"], "Did you mean 'poison'"),
         "unknown optimizer": ([*lock, "mnist", "--optimizer", "adamm"], "Did you mean 'adam'"),
         "unknown suite": (
             ["audit", base, "--base", base, "--retain-task", "mnist", "--attack-task", "mnist", "--suite", "quik",

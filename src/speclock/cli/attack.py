@@ -24,6 +24,7 @@ from speclock.errors import InputError
     "--steps", default=32, show_default=True, type=click.IntRange(1), help="Budget in optimizer steps."
 )
 @click.option("--lr", "rates", multiple=True, help="Learning rate; several, or a comma list, for a sweep.")
+@click.option("--public-base", help="A public model that the attacker knows MODEL to be made from.")
 @click.option("--out", required=True, type=OUT, help="Folder for attack.json.")
 @field_options(*ATTACKS.values(), leave_out=["lr"])
 @task_options
@@ -36,6 +37,7 @@ def command(
     attack_name: str,
     steps: int,
     rates: tuple[str, ...],
+    public_base: str | None,
     out: Path,
     save: bool,
     **options: Any,
@@ -45,7 +47,7 @@ def command(
     Example: speclock attack locked --task newsgroups:sci.med,rec.sport.hockey@480 --lr 1e-4,1e-3 --out attacked
     """
     from speclock import models, tasks
-    from speclock.attacks.base import Status
+    from speclock.attacks.base import InapplicableError, Status
     from speclock.environment import environment
     from speclock.workspace import check_free, new_folder, write_text
 
@@ -57,16 +59,27 @@ def command(
     wanted = tasks.load(task, **reading)
     target = models.load(model)
     wanted.check_kind(target)
+    public = None if public_base is None else models.load(public_base)
     runs, best = [], None
     for attack in attacks:
-        attacked, outcome = attack(target, wanted, steps)
-        runs.append({"attack": attack.name, "config": attack.config(), "seed": attack.seed, **vars(outcome)})
+        try:
+            attacked, outcome = attack(target, wanted, steps, public=public)
+        except InapplicableError as error:
+            raise InputError(f"{attack.name} does not fit {model}: {error}.") from error
+        runs.append(
+            {
+                "attack": attack.name,
+                "title": attack.title,
+                "config": attack.config(),
+                "seed": attack.seed,
+                **vars(outcome),
+            }
+        )
         said = (
             f"best {outcome.best:.1%}" if outcome.best is not None else f"{outcome.status} {outcome.reason}"
         )
-        click.echo(
-            f"{attack.name} with {attack.optimizer} at lr {attack.lr:g}: {said} ({outcome.seconds:.0f} s)"
-        )
+        beside = "".join(f", {name} {score:.1%}" for name, score in outcome.beside.items())
+        click.echo(f"{attack.title}: {said}{beside} ({outcome.passes} passes, {outcome.seconds:.0f} s)")
         if outcome.status is Status.OK and (best is None or (outcome.best or 0) > best[0]):
             best = (outcome.best, attacked)
     record = {
