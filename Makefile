@@ -51,7 +51,7 @@ records: $(VENV)/.installed
 
 # The standard suite on a small lock: cnn-mlp reads five digits, the attacker wants the other five.
 LOW  := mnist:0,1,2,3,4@6000/1000
-HIGH := mnist:5,6,7,8,9@100/400
+HIGH := mnist:5,6,7,8,9@30/400
 CNN  := --batch-size 32 --optimizer adam --lr 1e-3 --resume
 records-standard: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[attacks]'
