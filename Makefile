@@ -51,7 +51,7 @@ records: $(VENV)/.installed
 
 # The standard suite on a small lock: cnn-mlp reads five digits, the attacker wants the other five.
 LOW  := mnist:0,1,2,3,4@6000/1000
-HIGH := mnist:5,6,7,8,9@30/400
+HIGH := mnist:5,6,7,8,9@100/400
 CNN  := --batch-size 32 --optimizer adam --lr 1e-3 --resume
 records-standard: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[attacks]'
@@ -59,7 +59,7 @@ records-standard: $(VENV)/.installed
 	$(BIN)/speclock lock out/cnn-mlp-base --task $(LOW) --alpha 0.5 --top-k 1 --retain task --epochs 8 \
 	    --evaluations 8 $(CNN) --out out/cnn-mlp-locked
 	$(BIN)/speclock audit out/cnn-mlp-locked --base out/cnn-mlp-base --retain-task $(LOW) --attack-task $(HIGH) \
-	    --suite standard --seeds 3 --jobs 2 --resume --out results/cnn-mlp-standard
+	    --suite standard --steps 16 --seeds 3 --jobs 2 --resume --out results/cnn-mlp-standard
 
 clean:
 	rm -rf $(VENV) out
