@@ -1,6 +1,6 @@
 """Does fine-tuning that is not ours do better than the suite's best?  python benchmarks/stock_attacks.py AUDIT LOCKED
 
-Runs three trainings on a locked folder with the attack task, budget and rates of an audit's record: a stock
+Runs three trainings on a locked folder with the attack task and the budget of an audit's record: a stock
 ``transformers.Trainer``, a stock ``peft`` LoRA and a plain torch loop; each takes the best over its rates. Prints
 their scores beside the audit's, and exits 1 when one beats it by more than a point.
 """

@@ -68,7 +68,7 @@ class Move:
 
     def fits(self) -> bool:
         """Whether each of A's outputs has as many counterparts in B."""
-        return self._counterpart().shape[1 if self.serial else 0] % self.A.weight.shape[0] == 0
+        return self.B.weight.shape[1 if self.serial else 0] % self.A.weight.shape[0] == 0
 
     def scale_(self, d: torch.Tensor) -> None:
         """``A ← diag(d) A``, and B's counterparts divided by d."""
@@ -78,7 +78,7 @@ class Move:
             self.A.weight.mul_(d.view(-1, *[1] * (self.A.weight.ndim - 1)))
             if self.A.bias is not None:
                 self.A.bias.mul_(d)
-            B = self._counterpart()
+            B = self.B.weight
             each = d.repeat_interleave(B.shape[1 if self.serial else 0] // len(d))
             if self.serial:
                 B.div_(each.view(1, -1, *[1] * (B.ndim - 2)))
@@ -89,7 +89,7 @@ class Move:
 
     def balance_(self) -> float:
         """``d_i = √(‖B's unit i‖ / ‖A's unit i‖)``; returns the largest |log d_i|."""
-        A, B = self.A.weight.detach(), self._counterpart().detach()
+        A, B = self.A.weight.detach(), self.B.weight.detach()
         n = A.shape[0]
         outgoing = (B.movedim(1, 0) if self.serial else B).reshape(n, -1)
         incoming = A.reshape(n, -1).norm(dim=1)
@@ -98,9 +98,6 @@ class Move:
         d = d.where(d.isfinite() & (d > 0), d.new_ones(()))
         self.scale_(d)
         return float(d.log().abs().max())
-
-    def _counterpart(self) -> torch.Tensor:
-        return self.B.weight
 
 
 def movable(module: nn.Module, A: nn.Module, B: nn.Module, run: Run, seed: int) -> Iterator[Move]:

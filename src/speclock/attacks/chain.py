@@ -23,7 +23,7 @@ _MARK = "speclock_chain"
 class Chain(Surgery):
     """``W = UΣVᵀ → (UΣ^{1/k}) · Σ^{1/k} ⋯ (Σ^{1/k}Vᵀ)``: k linear layers of norm σ₁^{1/k} in W's place.
 
-    The function is W's; what is trained has singular values that are k-th roots [arXiv 2602.18868, §5].
+    The function is W's; what is trained has singular values that are k-th roots [arXiv 2602.18868].
     Linear layers only, the head's aside; multiplied out again in the end.
     """
 

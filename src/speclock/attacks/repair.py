@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -36,9 +37,9 @@ class Surgery(FineTune):
         if self.heal < 0:
             raise InputError(f"heal is {self.heal}; it must not be negative.")
 
+    @abstractmethod
     def operate_(self, model: Model, scene: Scene) -> None:
         """Change the weights in place."""
-        raise NotImplementedError
 
     def prepare_(self, model: Model, scene: Scene) -> None:
         super().prepare_(model, scene)

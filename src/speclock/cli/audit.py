@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from speclock.audit import SUITES
 from speclock.audit.compare import compare
 from speclock.cli.options import OUT, READING, TASK_HELP, task_options
 from speclock.errors import InputError
-from speclock.workspace import write_text
 
 if TYPE_CHECKING:
     from speclock.audit.record import Record
@@ -72,22 +70,22 @@ def command(
     found = work.finished
     if found is None:
         with work:
-            records = {
-                name: _audited(path, before, asked, jobs, work, alone).to_dict()
-                for name, path in names.items()
-            }
+            records = {name: _audited(path, before, asked, jobs, work, alone) for name, path in names.items()}
             with new_folder(out) as folder:
+                saved = {}
+                for name, record in records.items():
+                    place = folder if alone else folder / name
+                    place.mkdir(exist_ok=True)
+                    record.save(place)
+                    saved[name] = record.to_dict()
+                    write(saved[name], place / "report.html")
                 if alone:
-                    (found,) = records.values()
-                    _save(found, folder, write)
+                    (found,) = saved.values()
                 else:
-                    for name, record in records.items():
-                        (folder / name).mkdir()
-                        _save(record, folder / name, write)
-                    comparison = compare(records, work.request)
+                    comparison = compare(saved, work.request)
                     comparison.command = shlex.join(["speclock", *sys.argv[1:]])
                     comparison.save(folder)
-                    found = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+                    found = vars(comparison)
                     write_comparison(found, folder / "compare.html")
     work.close()
     _say(found, out, alone, as_json)
@@ -134,11 +132,6 @@ def _names(locked: tuple[Path, ...]) -> dict[str, Path]:
             "two of the LOCKED folders have the same name, and a comparison goes by it. Rename one."
         )
     return names
-
-
-def _save(record: dict[str, Any], folder: Path, write: Callable[[dict[str, Any], Path], None]) -> None:
-    write_text(folder / "audit.json", json.dumps(record, indent=1, allow_nan=False))
-    write(record, folder / "report.html")
 
 
 def _say(found: dict[str, Any], out: Path, alone: bool, as_json: bool) -> None:
