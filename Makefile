@@ -49,7 +49,8 @@ records: $(VENV)/.installed
 	$(BIN)/speclock audit out/smollm2-locked --base out/smollm2-base --retain-task $(TOPICS)@640/60 \
 	    --attack-task $(OTHERS)@320/60 --steps 8 $(SMOLLM) --out results/smollm2-newsgroups
 
-# The standard suite on a small lock: cnn-mlp reads five digits, the attacker wants the other five.
+# The standard suite on a small lock: cnn-mlp reads five digits, the attacker wants the other five. Then on the demo's
+# lock, an hour or two; its attacker knows that MiniLM is the public model beneath.
 LOW  := mnist:0,1,2,3,4@6000/1000
 HIGH := mnist:5,6,7,8,9@100/400
 CNN  := --batch-size 32 --optimizer adam --lr 1e-3 --resume
@@ -60,6 +61,10 @@ records-standard: $(VENV)/.installed
 	    --evaluations 8 $(CNN) --out out/cnn-mlp-locked
 	$(BIN)/speclock audit out/cnn-mlp-locked --base out/cnn-mlp-base --retain-task $(LOW) --attack-task $(HIGH) \
 	    --suite standard --steps 16 --seeds 3 --jobs 2 --resume --out results/cnn-mlp-standard
+	$(BIN)/speclock demo --resume --out out/demo
+	$(BIN)/speclock audit out/demo/locked --base out/demo/base --retain-task $(TOPICS)@2000/300 \
+	    --attack-task $(OTHERS)@320/200 --public-base minilm --suite standard --steps 24 --seeds 3 --jobs 2 \
+	    --max-length 32 --resume --out results/minilm-standard
 
 clean:
 	rm -rf $(VENV) out

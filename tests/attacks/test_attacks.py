@@ -157,10 +157,14 @@ def test_divergence_has_no_score(base: Model, silhouettes: Task) -> None:
     assert outcome.reason
 
 
-def test_a_watch_ends_the_run(base: Model, silhouettes: Task) -> None:
-    outcome = ATTACKS["finetune"]()(base, silhouettes, 40, watch=lambda step, score: step >= 20).outcome
-    assert (outcome.status, outcome.pruned_at, outcome.curve[-1][0]) == (Status.OK, 20, 20)
-    assert outcome.utility_after is None
+def test_a_watch_ends_the_run_which_still_has_its_utility(
+    base: Model, silhouettes: Task, digits: Task
+) -> None:
+    at_20 = ATTACKS["finetune"]()(base, silhouettes, 40, retain=digits, watch=lambda step, score: step >= 20)
+    assert (at_20.outcome.status, at_20.outcome.pruned_at) == (Status.OK, 20)
+    assert at_20.outcome.curve[-1][0] == 20
+    utility = digits.score(at_20.model.with_head_of(base).module, base)
+    assert at_20.outcome.utility_after == utility
 
 
 def test_a_task_with_the_models_own_labels_keeps_its_head(base: Model, digits: Task) -> None:

@@ -68,6 +68,8 @@ def test_the_public_contract(record: Record) -> None:
         } <= set(run)  # fmt: skip
         assert run["status"] in ("ok", "diverged", "failed")
         assert (run["best"] is None) == (run["status"] != "ok")
+        lost = run["target"] != "locked" or run["status"] != "ok"
+        assert (run["utility_after"] is None) == lost, "what the attack cost of utility, where there is any"
         assert all(len(point) == 2 for point in run["curve"])
     assert all({"name", "why"} <= set(flag) for flag in parsed["flags"])
     assert parsed["environment"]["torch"]

@@ -42,9 +42,9 @@ class Outcome:
     best: float | None
     """Best score on the curve; None unless the run is ok."""
     utility_after: float | None = None
-    """The retain task's score after the attack, with the retain head where the attack had a fresh one."""
+    """The retain task's score where the run ended, with the retain head where the attack had a fresh one."""
     beside: dict[str, float] = field(default_factory=dict)
-    """Scores of the tasks beside the attack task in the end: the clean score of a poisoned task."""
+    """Scores of the tasks beside the attack task where the run ended: the clean score of a poisoned task."""
     pruned_at: int | None = None
     """Step at which a losing run was given up, its best so far being its score."""
     reason: str | None = None
@@ -158,10 +158,10 @@ class Attack(ABC):
                 due.remove(0)
             outcome = self._judge(attacked, scene, due, watch)
             self.finish_(attacked)
-            ended = outcome.status is Status.OK and outcome.pruned_at is None
-            for name, other in task.beside.items() if ended else ():
+            scored = outcome.status is Status.OK
+            for name, other in task.beside.items() if scored else ():
                 outcome.beside[name] = other.score(attacked.module, attacked)
-            if retain is not None and ended:
+            if retain is not None and scored:
                 outcome.utility_after = retain.score(attacked.with_head_of(model).module, model)
         outcome.seconds, outcome.peak_memory_mb = meter.seconds, meter.peak_memory_mb
         return Attacked(attacked, outcome)

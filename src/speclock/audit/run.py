@@ -221,8 +221,9 @@ class _Work:
                 model,
                 self.task,
                 self.budget,
-                # A model that was never trained for the retain task has no utility to lose.
-                retain=None if target == "scratch" else self.retain,
+                # What an attack costs of utility is asked of the released model; runs given up count, too: the
+                # gentle ones, which lose nothing, are among them.
+                retain=self.retain if target == "locked" else None,
                 evaluations=self.suite.evaluations,
                 watch=watch,
                 public=self.public,
