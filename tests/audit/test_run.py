@@ -14,8 +14,9 @@ import speclock
 from speclock.attacks.base import Scene
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
+from speclock.audit.pruning import Pruner, visible
 from speclock.audit.record import TARGETS, Record
-from speclock.audit.run import _Pruner, _visible, audit
+from speclock.audit.run import audit
 from speclock.audit.suite import QUICK, STANDARD, Suite
 from speclock.errors import InputError
 from speclock.locks.base import Locked
@@ -154,7 +155,7 @@ def test_side_by_side_gives_what_one_after_the_other_does(
 
 
 def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
-    pruner = _Pruner(chance=0.25, visible=0.1, budget=40)
+    pruner = Pruner(chance=0.25, visible=0.1, budget=40)
     ended = {}
     for name, score in {"winner": 0.8, "loser": 0.3, "close": 0.75, "second": 0.9}.items():
         watch = pruner.begin()
@@ -163,7 +164,7 @@ def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
     assert ended["winner"] == ended["second"] == []
     assert ended["loser"][0] == 10
     assert ended["close"] == [], "five points behind the leader are within the test split's sampling error"
-    pruner = _Pruner(chance=0.25, visible=0.1, budget=40)
+    pruner = Pruner(chance=0.25, visible=0.1, budget=40)
     for score in (0.3, 0.26, 0.28):
         watch = pruner.begin()
         assert not any(watch(step, score) for step in (10, 20, 30, 40))
@@ -198,7 +199,7 @@ def test_an_attack_that_does_not_fit_is_a_finding_and_bad_input_is_not(
 def test_a_small_test_split_prunes_only_what_is_far_behind() -> None:
     """28% against a leader at 40% on 60 examples is within the split's sampling error; on 400 it is not."""
     for n, given_up in ((60, False), (400, True)):
-        pruner = _Pruner(0.25, _visible(n), budget=8)
+        pruner = Pruner(0.25, visible(n), budget=8)
         for score in (0.4, 0.28):
             watch = pruner.begin()
             ended = [watch(step, score) for step in (2, 4, 6)]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 from safetensors.torch import load_model, save_model
 from tqdm import tqdm
 
@@ -19,7 +16,9 @@ from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Wa
 from speclock.audit import SUITES
 from speclock.audit.flags import raised
 from speclock.audit.gradients import blocked_gradients
+from speclock.audit.kept_runs import KeptRuns
 from speclock.audit.metrics import summarise, verdict
+from speclock.audit.pruning import Pruner, visible
 from speclock.audit.record import TARGETS, Record, RunRecord
 from speclock.audit.suite import Suite
 from speclock.audit.workers import workers
@@ -30,7 +29,7 @@ from speclock.locks.base import Lock, Locked
 from speclock.models import Model, fingerprint
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks.base import Task
-from speclock.workspace import kept_in, write_text
+from speclock.workspace import kept_in
 
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
@@ -75,7 +74,7 @@ def audit(
         utility_base = retain.score(base.module, base)
         utility_locked = retain.score(model.module, model)
         targets = _Targets(base, model, _control(base, retain, card, kept))
-        work = _Work(targets, attack, retain, chosen, budget, seeds, public, _Cache(kept, shared))
+        work = _Work(targets, attack, retain, chosen, budget, seeds, public, KeptRuns(kept, shared))
         runs = work.all_runs(jobs)
     record = Record(
         suite={
@@ -135,7 +134,7 @@ class _Work:
     budget: int
     seeds: int
     public: Model | None
-    cache: _Cache
+    kept: KeptRuns
 
     def all_runs(self, jobs: int) -> list[RunRecord]:
         """Every target's runs, target by target."""
@@ -152,7 +151,7 @@ class _Work:
             with workers(min(jobs, len(names))) as pool:
                 futures = [pool.submit(self.on_target, name) for name in names]
                 while not all(future.done() for future in futures):
-                    bar.update(len(self.cache) - bar.n)
+                    bar.update(len(self.kept) - bar.n)
                     time.sleep(0.5)
                     for future in futures:
                         if future.done():
@@ -186,7 +185,7 @@ class _Work:
         hover around chance their order is noise, and pruning by it would flatter the lock (or, on scratch, the
         base).
         """
-        pruner = _Pruner(self.task.chance, _visible(len(self.task.test)), self.budget)
+        pruner = Pruner(self.task.chance, visible(len(self.task.test)), self.budget)
         model = self.targets[name, 0]
         for attack in self.attacks:
             watch = pruner.begin()
@@ -195,7 +194,7 @@ class _Work:
             yield run
 
     def _run(self, target: str, model: Model, attack: Attack, *, watch: Watch | None = None) -> RunRecord:
-        found = self.cache.get(target, attack)
+        found = self.kept.get(target, attack)
         if found is None:
             outcome = self._carry_out(target, model, attack, watch)
             found = RunRecord(
@@ -208,7 +207,7 @@ class _Work:
                 title=attack.title,
                 **dataclasses.asdict(outcome),
             )
-            self.cache.put(found)
+            self.kept.put(found)
         elif watch is not None:
             # The tuner hears of a finished run what it heard while it went on.
             for step, score in found.curve:
@@ -238,97 +237,12 @@ class _Work:
         return Outcome(Status.FAILED, [], None, reason=reason)
 
 
-def _visible(n: int) -> float:
-    """The difference between two scores on ``n`` test examples below which their order may be chance.
-
-    Half the 95% interval of a proportion near one half, and never less than a tenth: the best of a sweep at
-    chance lies that far above it.
-    """
-    return max(0.1, 0.98 / n**0.5)
-
-
-class _Pruner:
-    """Successive halving over the runs of one sweep: below the better half at a rung, a run is given up."""
-
-    RUNGS = (1, 2)
-    """Quarters of the budget at which runs are compared."""
-
-    def __init__(self, chance: float, visible: float, budget: int) -> None:
-        """``visible`` is the least difference of scores that counts as one."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
-        self.study = optuna.create_study(direction="maximize", pruner=halving)
-        self.chance = chance
-        self.visible = visible
-        self.budget = budget
-        self.leader = 0.0
-
-    def begin(self) -> Watch:
-        """A new run's watch: it hears of every score and answers whether to give up."""
-        self.trial = self.study.ask()
-        best, rung = 0.0, 0
-
-        def losing(step: int, score: float) -> bool:
-            nonlocal best, rung
-            best = max(best, score)
-            self.leader = max(self.leader, score)
-            quarter = 4 * step // self.budget
-            if quarter == rung or quarter not in self.RUNGS:
-                return False
-            rung = quarter
-            self.trial.report(best, rung)
-            behind = self.trial.should_prune()  # asked of every run: it also enters the run among its rivals
-            return behind and self.leader - max(best, self.chance) > self.visible
-
-        return losing
-
-    def end(self, run: RunRecord) -> None:
-        """Tell the tuner how the run ended."""
-        state = optuna.trial.TrialState
-        if run.best is None:
-            self.study.tell(self.trial, state=state.FAIL)
-        elif run.pruned_at is not None:
-            self.study.tell(self.trial, state=state.PRUNED)
-        else:
-            self.study.tell(self.trial, run.best)
-
-
 def _finalists(runs: list[RunRecord], suite: Suite) -> list[Attack]:
     """The attacks that did best on a target under the first seed, with ties going to the earlier one."""
     ended = [run for run in runs if run.best is not None and run.pruned_at is None]
     ended.sort(key=lambda run: -(run.best or 0.0))
     keys = [(run.attack, run.config) for run in ended[: suite.finalists]]
     return [attack for attack in suite.attacks if (attack.name, attack.config()) in keys]
-
-
-class _Cache:
-    """Finished runs, one file each, whole or not there."""
-
-    def __init__(self, folder: Path, shared: Path | None) -> None:
-        self.folder = folder / "runs"
-        self.shared = self.folder if shared is None else shared / "runs"
-        for place in (self.folder, self.shared):
-            place.mkdir(parents=True, exist_ok=True)
-
-    def get(self, target: str, attack: Attack) -> RunRecord | None:
-        path = self._path(target, attack.name, attack.config(), attack.seed)
-        if not path.exists():
-            return None
-        kept = json.loads(path.read_text())
-        return RunRecord(**{**kept, "curve": [(step, score) for step, score in kept["curve"]]})
-
-    def put(self, run: RunRecord) -> None:
-        write_text(
-            self._path(run.target, run.attack, run.config, run.seed), json.dumps(dataclasses.asdict(run))
-        )
-
-    def __len__(self) -> int:
-        return sum(1 for place in {self.folder, self.shared} for _ in place.glob("*.json"))
-
-    def _path(self, target: str, *what: Any) -> Path:
-        digest = hashlib.sha256(json.dumps([target, *what], sort_keys=True).encode()).hexdigest()[:16]
-        place = self.shared if target in ("base", "scratch") else self.folder
-        return place / f"{target}-{digest}.json"
 
 
 def _control(base: Model, retain: Task, card: dict[str, Any] | None, kept: Path) -> Model | None:
