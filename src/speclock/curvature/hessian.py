@@ -1,0 +1,305 @@
+"""The Hessian of a loss as an operator: products with vectors, extreme eigenvalues, density, trace."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from speclock.errors import InputError
+
+Share = Callable[[], Float[Tensor, ""]]
+"""Computes one mini-batch's share of an objective; the shares of all mini-batches add up to it."""
+
+
+class Hessian(LinearOperator):
+    """``H = ∇²L(θ)`` of ``L = Σ_b share_b`` with respect to ``parameters``, applied to flat vectors.
+
+    A product is the gradient of ``⟨∇L, v⟩``, twice through autograd [Pearlmutter 1994]. With one share the
+    graph of its gradient is kept from product to product, so that a product costs about one backward pass
+    and a half; with several it is built anew for each, and memory stays that of one mini-batch.
+
+    The loss must be a fixed function of the parameters: no dropout, no batch statistics, the same sample
+    every time. It is a ``scipy`` operator of the parameters' dtype, so everything there that takes one takes
+    this.
+
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    >>> w = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    >>> H = Hessian([lambda: (X @ w).square().sum()], {"w": w})  # ‖Xw‖², so H = 2XᵀX
+    >>> dense(H).tolist()
+    [[2.0, 0.0], [0.0, 8.0]]
+    """
+
+    def __init__(self, shares: Sequence[Share], parameters: Mapping[str, Tensor]) -> None:
+        kinds = {p.dtype for p in parameters.values()}
+        if not parameters or not shares:
+            raise InputError("a Hessian needs at least one parameter and one mini-batch.")
+        if not kinds <= {torch.float32, torch.float64} or len(kinds) > 1:
+            raise InputError(
+                f"curvature is measured in float32 or float64, and these weights are "
+                f"{', '.join(sorted(str(kind) for kind in kinds))}. Convert the model first: model.float()."
+            )
+        self.shares = list(shares)
+        self.parameters = dict(parameters)
+        self.heard: Callable[[], object] | None = None
+        self._gradient: tuple[Tensor, ...] | None = None
+        size = sum(p.numel() for p in self.parameters.values())
+        super().__init__(np.dtype(str(kinds.pop()).removeprefix("torch.")), (size, size))
+
+    def block(self, *names: str) -> Hessian:
+        """The diagonal block of the named parameters: second derivatives with respect to them alone."""
+        return Hessian(self.shares, {name: self.parameters[name] for name in names})
+
+    def _matvec(self, v: NDArray[np.floating]) -> NDArray[np.floating]:
+        params = list(self.parameters.values())
+        flat = torch.as_tensor(np.ascontiguousarray(v).reshape(-1), dtype=params[0].dtype)
+        parts = [part.view_as(p).to(p.device) for part, p in zip(self._split(flat), params, strict=True)]
+        total = torch.zeros_like(flat)
+        for share in self.shares:
+            gradient = self._gradient_of(share)
+            curved = [(g, part) for g, part in zip(gradient, parts, strict=True) if g.requires_grad]
+            if not curved:  # the share is linear in the parameters
+                continue
+            products = torch.autograd.grad(
+                [g for g, _ in curved],
+                params,
+                [part for _, part in curved],
+                retain_graph=self._gradient is not None,
+                materialize_grads=True,
+            )
+            total += torch.cat([product.reshape(-1).cpu() for product in products])
+        if self.heard is not None:
+            self.heard()
+        return total.numpy()
+
+    def _adjoint(self) -> Hessian:
+        return self
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return flat.split([p.numel() for p in self.parameters.values()])
+
+    def _gradient_of(self, share: Share) -> tuple[Tensor, ...]:
+        if self._gradient is not None:
+            return self._gradient
+        # Fused attention kernels have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            gradient = torch.autograd.grad(
+                share(), list(self.parameters.values()), create_graph=True, materialize_grads=True
+            )
+        if len(self.shares) == 1:
+            self._gradient = gradient
+        return gradient
+
+
+class Eigenvalue(NamedTuple):
+    """A Ritz value and how far it is from being an eigenvalue."""
+
+    value: float
+    residual: float
+    """``‖Hv − λv‖`` for the unit Ritz vector v: some eigenvalue lies within this distance of ``value``."""
+
+
+def extreme_eigenvalues(
+    H: Hessian, k: int = 1, *, which: str = "LM", tol: float = 1e-4, seed: int = 0, title: str = "Lanczos"
+) -> list[Eigenvalue]:
+    """The ``k`` extreme eigenvalues by implicitly restarted Lanczos (ARPACK), largest modulus first.
+
+    ``which`` is scipy's: ``"LM"`` by modulus, so that the first is ±σ_max(H); ``"LA"`` the largest and ``"SA"``
+    the smallest in value. ``tol`` is relative; 0 asks for machine precision. Memory: ``2k + 6`` vectors beside
+    what a product needs.
+
+    Where ARPACK gives up before ``tol``, what it reached comes back with the residuals it has.
+    """
+    n = H.shape[0]
+    if k >= n - 1:  # ARPACK wants k < n; so few weights are no work
+        values, _ = np.linalg.eigh(dense(H).double().numpy())
+        key = {"LM": -np.abs(values), "LA": -values, "SA": values}[which]
+        return [Eigenvalue(float(values[i]), 0.0) for i in np.argsort(key)[:k]]
+    start = np.random.default_rng(seed).standard_normal(n).astype(H.dtype)
+    with _counted(H, title):
+        try:
+            values, vectors = eigsh(H, k=k, which=which, v0=start, tol=tol, ncv=min(n, 2 * k + 6))
+        except ArpackNoConvergence as error:
+            values, vectors = error.eigenvalues, error.eigenvectors
+            if not len(values):
+                raise InputError(
+                    "Lanczos found no eigenvalue to the tolerance asked for. Raise tol, or use float64."
+                ) from error
+        found = [
+            Eigenvalue(float(value), float(np.linalg.norm(H @ v - value * v)))
+            for value, v in zip(values, vectors.T, strict=True)
+        ]
+    key = {"LM": lambda e: -abs(e.value), "LA": lambda e: -e.value, "SA": lambda e: e.value}[which]
+    return sorted(found, key=key)
+
+
+class Density(NamedTuple):
+    """A spectral density as weighted points: ``Σ weights = 1``, and ``n · Σ weights · f(nodes)`` estimates tr f(H)."""
+
+    nodes: NDArray[np.floating]
+    weights: NDArray[np.floating]
+    residuals: NDArray[np.floating]
+    """Of each node as a Ritz value (:class:`Eigenvalue`); infinite-precision bounds."""
+
+
+def spectral_density(
+    H: Hessian, *, steps: int = 30, probes: int = 3, seed: int = 0, title: str = "density"
+) -> Density:
+    """Stochastic Lanczos quadrature: the spectrum that ``probes`` random vectors see in ``steps`` products each.
+
+    Each probe's tridiagonal matrix gives Gauss quadrature nodes (its eigenvalues) and weights (squares of the
+    first components of its eigenvectors) [Golub & Welsch 1969; Ubaru, Chen & Saad 2017]. No vectors are kept
+    or reorthogonalised: that leaves copies of converged eigenvalues among the nodes, whose weights share what
+    one would have, so densities and traces stay right [Greenbaum 1989]. Memory: three vectors.
+    """
+    rng = np.random.default_rng(seed)
+    nodes, weights, residuals = [], [], []
+    with _counted(H, title, total=steps * probes):
+        for _ in range(probes):
+            # Rademacher probes: the quadrature's first moment is then Hutchinson's trace estimate.
+            q = rng.choice([-1.0, 1.0], H.shape[0]).astype(H.dtype) / math.sqrt(H.shape[0])
+            before, beta = np.zeros_like(q), 0.0
+            alphas, betas = [], []
+            for _ in range(min(steps, H.shape[0])):
+                r = H @ q - beta * before
+                alphas.append(float(q @ r))
+                r -= alphas[-1] * q
+                beta = float(np.linalg.norm(r))
+                betas.append(beta)
+                if beta <= np.finfo(H.dtype).eps * max(map(abs, alphas)):
+                    break  # the probe lies in an invariant subspace: what it sees is exact
+                before, q = q, r / beta
+            values, vectors = eigh_tridiagonal(alphas, betas[:-1])
+            nodes.append(values)
+            weights.append(vectors[0] ** 2 / probes)
+            residuals.append(np.abs(betas[-1] * vectors[-1]))
+    return Density(np.concatenate(nodes), np.concatenate(weights), np.concatenate(residuals))
+
+
+class Trace(NamedTuple):
+    """A trace with the standard error of its estimate."""
+
+    value: float
+    error: float
+
+
+def trace(H: Hessian, *, probes: int = 16, seed: int = 0) -> Trace:
+    """Hutchinson's estimate ``mean vᵀHv`` over Rademacher probes; exact for a diagonal ``H``."""
+    rng = np.random.default_rng(seed)
+    with _counted(H, "trace", total=probes):
+        forms = []
+        for _ in range(probes):
+            v = rng.choice([-1.0, 1.0], H.shape[0]).astype(H.dtype)
+            forms.append(float(v @ (H @ v)))
+    return Trace(float(np.mean(forms)), float(np.std(forms, ddof=1) / math.sqrt(probes)))
+
+
+def dense(H: Hessian) -> Float[Tensor, "p p"]:
+    """The matrix itself, one product a column, made symmetric: for nets of some hundred weights."""
+    columns = torch.as_tensor(H @ np.eye(H.shape[0], dtype=H.dtype))
+    return (columns + columns.T) / 2
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The spectrum of a Hessian in the few numbers that convergence depends on."""
+
+    sigma_max: Eigenvalue
+    """The eigenvalue of largest modulus, with its sign."""
+    lambda_max: Eigenvalue
+    """The largest eigenvalue: what caps the learning rate."""
+    lambda_min: Eigenvalue
+    """The smallest, negative at a saddle."""
+    smallest: Eigenvalue | None
+    """The smallest eigenvalue found above the floor; None where nothing converged there."""
+    floor: float
+    """Below this, an eigenvalue counts as zero."""
+    exact: bool
+    """Whether every eigenvalue was computed. Otherwise ``smallest`` is the smallest of those that Lanczos
+    found: the true one may be smaller, and κ larger."""
+    trace: Trace
+    density: Density
+
+    @property
+    def kappa(self) -> float | None:
+        """``λ_max / smallest``, the condition number over the floor."""
+        return None if self.smallest is None else self.lambda_max.value / self.smallest.value
+
+
+DENSE_UP_TO = 512
+"""Weights up to which a spectrum is computed in full."""
+
+
+def conditioning(
+    H: Hessian, *, floor: float = 1e-4, tol: float = 1e-4, steps: int = 30, probes: int = 3, seed: int = 0
+) -> Conditioning:
+    """σ_max, the smallest eigenvalue above ``floor`` times it, κ, trace and density.
+
+    Up to :data:`DENSE_UP_TO` weights by a full decomposition; above by Lanczos, with ``tol`` relative to
+    σ_max for what counts as converged.
+    """
+    if H.shape[0] <= DENSE_UP_TO:
+        values = np.linalg.eigvalsh(dense(H).double().numpy())
+        exact = [Eigenvalue(float(value), 0.0) for value in values]
+        by_modulus = max(exact, key=lambda e: abs(e.value))
+        least = floor * abs(by_modulus.value)
+        return Conditioning(
+            by_modulus,
+            exact[-1],
+            exact[0],
+            next((e for e in exact if e.value > least), None),
+            least,
+            True,
+            Trace(float(values.sum()), 0.0),
+            Density(values, np.full(len(values), 1 / len(values)), np.zeros(len(values))),
+        )
+    top = extreme_eigenvalues(H, which="LA", tol=tol, seed=seed, title="largest")[0]
+    bottom = extreme_eigenvalues(H, which="SA", tol=tol, seed=seed, title="smallest")[0]
+    by_modulus = max(top, bottom, key=lambda e: abs(e.value))
+    seen = spectral_density(H, steps=steps, probes=probes, seed=seed)
+    scale = abs(by_modulus.value)
+    found = [
+        Eigenvalue(float(value), float(residual))
+        for value, residual in zip(seen.nodes, seen.residuals, strict=True)
+        if value > floor * scale and residual < tol * scale
+    ]
+    forms = [  # the quadrature's first moment is vᵀHv of each probe
+        float(H.shape[0] * probes * (weights * nodes).sum())
+        for nodes, weights in zip(
+            np.array_split(seen.nodes, probes), np.array_split(seen.weights, probes), strict=True
+        )
+    ]
+    error = float(np.std(forms, ddof=1) / math.sqrt(probes)) if probes > 1 else math.nan
+    return Conditioning(
+        by_modulus,
+        top,
+        bottom,
+        min(found, key=lambda e: e.value, default=None),
+        floor * scale,
+        False,
+        Trace(float(np.mean(forms)), error),
+        seen,
+    )
+
+
+@contextlib.contextmanager
+def _counted(H: Hessian, title: str, total: int | None = None) -> Iterator[None]:
+    """A progress line that counts products while a ``with`` block takes them."""
+    with tqdm(total=total, desc=title, unit="product", disable=None, leave=False) as bar:
+        H.heard = bar.update
+        try:
+            yield
+        finally:
+            H.heard = None
