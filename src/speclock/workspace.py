@@ -135,6 +135,8 @@ class Workspace:
         # Bad input leaves nothing worth going on with, unless an earlier run had got further.
         if kind is not None and issubclass(kind, InputError) and not self.resumed:
             self.close()
+        elif kind is not None:
+            self._lock.close()  # nobody is at work there any more
 
     def close(self) -> None:
         """Remove the folder: ``OUT`` is in place, or the run failed on bad input and left nothing to keep."""

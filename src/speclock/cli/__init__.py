@@ -14,13 +14,14 @@ from speclock.errors import InputError
 # One line of help each, so that `speclock --help` imports no command and no torch.
 COMMANDS = {
     "demo": "The whole job on a real model and data: lock, attack, report.",
-    "ls": "List locks, attacks, suites, tasks, models or optimizers.",
+    "ls": "List locks, attacks, suites, tasks, models, experiments or optimizers.",
     "train": "Make a base that does a task.",
     "inspect": "Spectra of every weight matrix.",
     "lock": "Lock a model against training.",
     "attack": "Attack one model with one attack.",
     "audit": "Say what a lock is worth.",
     "report": "Write the report of an audit again.",
+    "reproduce": "The paper's figures and tables.",
 }
 
 

@@ -14,18 +14,26 @@ from speclock.registry import unknown
 @click.argument("what")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, name to description.")
 def command(what: str, as_json: bool) -> None:
-    """List WHAT: locks, attacks, suites, tasks, models or optimizers.
+    """List WHAT: locks, attacks, suites, tasks, models, experiments or optimizers.
 
     Example: speclock ls tasks
     """
     from speclock.attacks import ATTACKS
     from speclock.audit import SUITES
+    from speclock.experiments import EXPERIMENTS
     from speclock.locks import LOCKS
     from speclock.models import MODELS
     from speclock.optimizers import OPTIMIZERS
     from speclock.tasks import TASKS
 
-    registries = {"locks": LOCKS, "attacks": ATTACKS, "suites": SUITES, "tasks": TASKS, "models": MODELS}
+    registries = {
+        "locks": LOCKS,
+        "attacks": ATTACKS,
+        "suites": SUITES,
+        "tasks": TASKS,
+        "models": MODELS,
+        "experiments": EXPERIMENTS,
+    }
     lists = {kind: registry.descriptions for kind, registry in registries.items()}
     lists["optimizers"] = {name: optimizer.about for name, optimizer in OPTIMIZERS.items()}
     if what not in lists:

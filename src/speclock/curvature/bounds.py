@@ -234,8 +234,7 @@ def _aligned(layers: Sequence[Layer], outer: Outer, i: int) -> Bound:
     the largest such τ (2/(n·o) for mean squared error; for cross-entropy that of the centred W, on which alone
     it depends). It needs no σ_min: how far the rectifier takes units from v is in G.
 
-    Where activations bend, what that adds is taken along the maximizing direction, exactly, and subtracted if negative;
-    that is stated for the last hidden layer only.
+    Where activations bend, what that adds is counted in, exactly; that is stated for the last hidden layer only.
     """
     last = layers[-1]
     statement, block = "aligned", layers[i].name
@@ -250,20 +249,40 @@ def _aligned(layers: Sequence[Layer], outer: Outer, i: int) -> Bound:
         g = (g * layer.slope) @ layer.W
     g = g * layers[i].slope
     A = layers[i].inputs
-    root = tau.sqrt()
-    values, vectors = torch.linalg.eigh(aligned_gram(g * root[:, None], A))
-    value = float(sigma**2 * values[-1])
-    if any(bool(layer.bend.any()) for layer in layers[i:]):
-        if i != len(layers) - 2:
-            reason = "stated for the last hidden layer where activations bend"
-            return Bound(statement, last.name, block, 0.0, vacuous=reason)
-        # The direction in the block that attains the eigenvalue: M = Σ_s x_s √τ_s g_s a_sᵀ.
-        M = (g * (vectors[:, -1] * root)[:, None]).T @ A
-        moved = A @ M.T / M.norm()
-        added = (moved.square() * layers[i].bend * (outer.gradient @ last.W)).sum()
-        value += float(added)
+    g = g * tau.sqrt()[:, None]
+    gram = aligned_gram(g, A)
+    if not any(bool(layer.bend.any()) for layer in layers[i:]):
+        value = sigma**2 * torch.linalg.eigvalsh(gram)[-1]
+    elif i == len(layers) - 2:
+        value = _with_bends(gram, sigma, g, A, layers[i].bend * (outer.gradient @ last.W))
+    else:
+        reason = "stated for the last hidden layer where activations bend"
+        return Bound(statement, last.name, block, 0.0, vacuous=reason)
     reason = "no unit that the top singular vector reads is active, or the activations' bends cancel it"
     return _stated(statement, last.name, block, value, 1, reason)
+
+
+def _with_bends(
+    gram: Float[Tensor, "n n"],
+    sigma: Float[Tensor, ""],
+    g: Float[Tensor, "n d"],
+    A: Float[Tensor, "n e"],
+    curving: Float[Tensor, "n d"],
+) -> Float[Tensor, ""]:
+    """The largest Rayleigh quotient that ``σ²·(Gauss–Newton) + Σ_s diag(curving_s) ⊗ a_s a_sᵀ`` takes on the
+    span of the vectors ``g_s ⊗ a_s``.
+
+    With ``M = Σ_t x_t g_t a_tᵀ`` both forms are n × n matrices in x: ``σ²·gram²``, and the sum of
+    ``curving_sk·(M a_s)_k²``; ``‖M‖² = xᵀ gram x``.
+    """
+    moved = torch.einsum("td,ts->sdt", g, A @ A.T).flatten(0, 1)  # (M a_s)_k, linear in x
+    form = sigma**2 * gram @ gram + moved.T @ (curving.flatten()[:, None] * moved)
+    values, vectors = torch.linalg.eigh(gram)
+    spanned = values > 1e-8 * values[-1]
+    basis = vectors[:, spanned] / values[spanned].sqrt()
+    if not basis.numel():
+        return sigma.new_zeros(())
+    return torch.linalg.eigvalsh(basis.T @ form @ basis)[-1]
 
 
 def _stated(

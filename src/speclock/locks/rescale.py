@@ -38,17 +38,13 @@ class Rescale(Lock):
         return self.evaluations
 
     def trajectory(self, model: Model, task: Task, *, spectral: bool, run: Run) -> Iterator[Step]:
-        import torch
-
-        from speclock.spectra import weight_matrices
+        from speclock.spectra import top_part, weight_matrices
         from speclock.training import Step
 
         parts = []
         for weight in weight_matrices(model.module, self.include, self.exclude):
             W = weight.matrix.detach().clone()
-            U, sigma, Vh = torch.linalg.svd(W.float(), full_matrices=False)
-            k = self.top_k
-            parts.append((weight, W, (U[:, :k] * sigma[:k]) @ Vh[:k]))
+            parts.append((weight, W, top_part(W.float(), self.top_k)))
         yield Step(0, math.nan)
         for i in range(1, self.evaluations + 1):
             scale = self.factor ** (i / self.evaluations) if spectral else 1.0

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         singular_values,
         stable_rank,
         start_basis,
+        top_part,
         top_singular,
     )
 
@@ -31,6 +32,7 @@ _HOMES = {
     "singular_values": "topk",
     "stable_rank": "topk",
     "start_basis": "topk",
+    "top_part": "topk",
     "top_singular": "topk",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "singular_values",
     "stable_rank",
     "start_basis",
+    "top_part",
     "top_singular",
     "weight_matrices",
 ]

@@ -180,6 +180,17 @@ def frobenius(W: Float[Tensor, "m n"]) -> float:
     return float(torch.linalg.vector_norm(W.detach(), dtype=torch.float64))
 
 
+def top_part(W: Float[Tensor, "m n"], k: int) -> Float[Tensor, "m n"]:
+    """``Σ_{i≤k} σ_i u_i v_iᵀ``, the best approximation of rank k: ``W + (c − 1)·top_part(W, k)`` multiplies the
+    top k singular values by c [Eckart & Young 1936]. By a full SVD, in W's dtype.
+
+    >>> top_part(torch.diag(torch.tensor([3.0, 2.0])), 1).tolist()
+    [[3.0, 0.0], [0.0, 0.0]]
+    """
+    U, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
+    return (U[:, :k] * sigma[:k]) @ Vh[:k]
+
+
 def stable_rank(W: Float[Tensor, "m n"]) -> float:
     """‖W‖_F²/σ₁², between 1 and the rank; 0 for a zero matrix.
 

@@ -1,0 +1,119 @@
+"""What every experiment shares: scales, rows, and the files that it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from speclock.audit.metrics import interval
+from speclock.environment import Meter, environment
+from speclock.errors import InputError
+from speclock.experiments import EXPERIMENTS
+from speclock.workspace import Workspace, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCALES = ("smoke", "small", "paper")
+"""Seconds, minutes, and what the paper ran."""
+
+Row = dict[str, Any]
+
+
+def row(
+    measured: Sequence[float], *, paper: float | str | None = None, stand_in: bool = False, **what: Any
+) -> Row:
+    """One row of a record: what was measured, its mean over seeds, and the paper's value beside it.
+
+    >>> row([1.0, 3.0], kappa=10.0)["measured"]
+    2.0
+    """
+    return {
+        **what,
+        "paper": paper,
+        "measured": fmean(measured),
+        "ci": interval(measured),
+        "seeds": list(measured),
+        "stand_in": stand_in,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ABC):
+    """One figure or table. Its fields are its settings; :meth:`at` has those of each scale."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    scales: ClassVar[dict[str, dict[str, Any]]]
+    """The settings that differ from the defaults, which are the paper's, by scale."""
+
+    @classmethod
+    def at(cls, scale: str) -> Self:
+        """The experiment at ``smoke``, ``small`` or ``paper`` scale."""
+        return cls(**cls.scales[scale])
+
+    @abstractmethod
+    def rows(self, kept: Path) -> list[Row]:
+        """Run it. What takes minutes is kept in ``kept``, from which a killed run goes on."""
+
+    @abstractmethod
+    def draw(self, rows: list[Row]) -> Figure:
+        """The figure, from the rows alone."""
+
+
+def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Run an experiment and leave ``NAME.json``, ``NAME.svg`` and ``NAME.png`` in ``out``; returns the record.
+
+    Raises :class:`InputError` where ``out`` holds the record of another run.
+    """
+    if scale not in SCALES:
+        raise InputError(f"scale is {scale!r}; use one of {', '.join(SCALES)}.")
+    experiment: Experiment = EXPERIMENTS[name].at(scale)
+    request = {"experiment": name, "scale": scale, "settings": dataclasses.asdict(experiment)}
+    request = json.loads(json.dumps(request))
+    target = out / f"{name}.json"
+    if target.exists():
+        record: dict[str, Any] = json.loads(target.read_text())
+        if not resume or {key: record.get(key) for key in request} != request:
+            raise InputError(
+                f"{target} is the record of {'another' if resume else 'an earlier'} run. "
+                f"Choose another --out, or delete it."
+            )
+        return record
+    out.mkdir(parents=True, exist_ok=True)
+    with Workspace(out / name, request, record=target.name, resume=resume) as work:
+        with Meter() as meter:
+            rows = experiment.rows(work.folder)
+        record = {
+            "format": "speclock-experiment/1",
+            **request,
+            "title": experiment.title,
+            "rows": rows,
+            "seconds": meter.seconds,
+            "peak_memory_mb": meter.peak_memory_mb,
+            "environment": environment(),
+        }
+        save_figure(experiment, rows, out)
+        # Last: where it lies, everything does.
+        write_text(target, json.dumps(record, indent=1))
+    work.close()
+    return record
+
+
+def save_figure(experiment: Experiment, rows: list[Row], out: Path) -> None:
+    """Draw ``rows`` as SVG and PNG."""
+    from matplotlib import style
+
+    from speclock.report.plots import RC
+
+    paper = {"figure.facecolor": "white", "svg.fonttype": "path", "text.parse_math": True, "font.size": 9}
+    with style.context(["default", RC | paper]):
+        figure = experiment.draw(rows)
+        figure.savefig(out / f"{experiment.name}.svg", metadata={"Date": None})
+        figure.savefig(out / f"{experiment.name}.png", dpi=200)
