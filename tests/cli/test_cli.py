@@ -269,3 +269,32 @@ def test_k_above_a_rank_warns_and_names_the_matrix(
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["matrices"]}
     assert len(rows["mlp.6.weight"]["sigma"]) == 10
     assert len(rows["mlp.0.weight"]["sigma"]) == 12
+
+
+def test_curvature_prints_and_parses(
+    base_folder: Path, locked_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["curvature", str(locked_folder), "--task", "mnist@800/300", "--samples", "16"]
+    assert main([*asked, "--against", str(base_folder), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["sigma_max"] == pytest.approx(
+        max(abs(said[name]["value"]) for name in ("lambda_max", "lambda_min"))
+    )
+    assert said["lambda_max"]["residual"] <= 1e-2 * said["sigma_max"]
+    assert said["largest_rate"]["sgd"] == pytest.approx(2 / said["lambda_max"]["value"])
+    assert said["against"]["fingerprint"] != said["fingerprint"]
+    assert max(bound["value"] for bound in said["bounds"]) <= said["sigma_max"] * 1.001
+    assert main(asked) == 0
+    table = capsys.readouterr().out
+    assert "σ_max(H)" in table
+    assert "largest stable rate, Adam" in table
+
+
+def test_reproduce_writes_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "figure1", "--scale", "smoke", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"figure1.json", "figure1.svg", "figure1.png"}
+    assert "8 rows" in capsys.readouterr().out
+    assert main(["reproduce", "figure1", "--scale", "smoke", "--out", str(tmp_path)]) == 2
+    assert "figure1.json is the record of an earlier run" in capsys.readouterr().err
+    assert main(["reproduce", "figur1", "--scale", "smoke", "--out", str(tmp_path)]) == 2
+    assert "Did you mean 'figure1'?" in capsys.readouterr().err

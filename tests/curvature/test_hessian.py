@@ -76,6 +76,13 @@ def test_a_block_is_the_diagonal_block_of_the_whole() -> None:
         at += p.numel()
 
 
+def test_a_preconditioned_hessian_has_the_eigenvalues_of_the_product() -> None:
+    H, twin = _objective(_net(0))
+    P = np.random.default_rng(0).uniform(0.1, 10, len(twin))
+    expected = np.sort(np.linalg.eigvals(np.diag(1 / P) @ twin.numpy()).real)
+    assert np.linalg.eigvalsh(dense(H.preconditioned(P)).numpy()) == pytest.approx(expected, abs=1e-9)
+
+
 def test_least_squares_has_its_known_hessian() -> None:
     """‖XW − Y‖²/(n·o) has H = 2/(n·o) · XᵀX ⊗ I."""
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ COMMANDS = {
     "ls": "List locks, attacks, suites, tasks, models, experiments or optimizers.",
     "train": "Make a base that does a task.",
     "inspect": "Spectra of every weight matrix.",
+    "curvature": "The Hessian's spectrum, and what bounds it.",
     "lock": "Lock a model against training.",
     "attack": "Attack one model with one attack.",
     "audit": "Say what a lock is worth.",

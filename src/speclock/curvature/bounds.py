@@ -91,19 +91,19 @@ def mlp_layers(net: nn.Sequential, inputs: Float[Tensor, "n e"]) -> tuple[list[L
                 ones = x.new_ones(len(x), module.out_features)
                 layers.append(Layer(f"{i}.weight", module.weight.detach(), x, ones, torch.zeros_like(ones)))
                 x = module(x)
-            elif type(module) in _ELEMENTWISE and i > 0 and isinstance(net[i - 1], nn.Linear):
+            elif type(module) in ELEMENTWISE and i > 0 and isinstance(net[i - 1], nn.Linear):
                 slope, bend = _derivatives(module, x)
                 layers[-1] = layers[-1]._replace(slope=slope, bend=bend)
                 x = module(x)
             else:
                 raise InputError(
                     f"module {i} is {type(module).__name__}; the bounds are stated for linear layers with "
-                    f"{', '.join(kind.__name__ for kind in _ELEMENTWISE)} between them."
+                    f"{', '.join(kind.__name__ for kind in ELEMENTWISE)} between them."
                 )
     return layers, x
 
 
-_ELEMENTWISE = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Sigmoid)
+ELEMENTWISE = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Sigmoid)
 """Activations that act on each unit alone."""
 
 

@@ -28,10 +28,10 @@ def largest_stable_adam_rate(lambda_max: float, beta1: float = 0.9) -> float:
 
 
 def gradient_descent_steps(kappa: float, tolerance: float = 1e-6) -> float:
-    """Steps until ``f − f*`` of a quadratic is ``tolerance`` of its start, at the best fixed rate, at worst.
+    """Steps until ``‖w − w*‖²`` on a quadratic is ``tolerance`` of its start, at the best fixed rate, at worst.
 
     With ``η = 2/(σ_max + σ_min)`` every component of the error shrinks by at least
-    ``(κ − 1)/(κ + 1)`` a step, and ``f − f*`` by its square: ``t = ln(1/tolerance) / (2·ln((κ + 1)/(κ − 1)))``,
+    ``(κ − 1)/(κ + 1)`` a step, and squares by its square: ``t = ln(1/tolerance) / (2·ln((κ + 1)/(κ − 1)))``,
     about ``κ/4 · ln(1/tolerance)`` [Nesterov 2013, Theorem 2.1.15].
 
     >>> round(gradient_descent_steps(100.0))
@@ -46,7 +46,7 @@ def nesterov_steps(kappa: float, tolerance: float = 1e-6) -> float:
     """The same for Nesterov's method with constant momentum: ``O(√κ)``.
 
     With ``η = 1/σ_max`` and ``β = (√κ − 1)/(√κ + 1)`` the slowest component shrinks by ``1 − 1/√κ`` a step up to
-    a factor that grows linearly, and ``f − f*`` by its square: ``t ≈ ln(1/tolerance) / (−2·ln(1 − 1/√κ))``,
+    a factor that grows linearly, and squares by its square: ``t ≈ ln(1/tolerance) / (−2·ln(1 − 1/√κ))``,
     about ``√κ/2 · ln(1/tolerance)`` [Nesterov 2013, §2.2].
 
     >>> round(nesterov_steps(100.0))

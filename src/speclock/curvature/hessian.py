@@ -42,7 +42,13 @@ class Hessian(LinearOperator):
     [[2.0, 0.0], [0.0, 8.0]]
     """
 
-    def __init__(self, shares: Sequence[Share], parameters: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        shares: Sequence[Share],
+        parameters: Mapping[str, Tensor],
+        scale: NDArray[np.floating] | None = None,
+    ) -> None:
+        """``scale``, a vector s, makes it ``S H S`` with ``S = diag(s)``: see :meth:`preconditioned`."""
         kinds = {p.dtype for p in parameters.values()}
         if not parameters or not shares:
             raise InputError("a Hessian needs at least one parameter and one mini-batch.")
@@ -53,6 +59,7 @@ class Hessian(LinearOperator):
             )
         self.shares = list(shares)
         self.parameters = dict(parameters)
+        self.scale = scale
         self.heard: Callable[[], object] | None = None
         self._gradient: tuple[Tensor, ...] | None = None
         size = sum(p.numel() for p in self.parameters.values())
@@ -62,9 +69,17 @@ class Hessian(LinearOperator):
         """The diagonal block of the named parameters: second derivatives with respect to them alone."""
         return Hessian(self.shares, {name: self.parameters[name] for name in names})
 
+    def preconditioned(self, P: NDArray[np.floating]) -> Hessian:
+        """``P^{-½} H P^{-½}`` for a positive diagonal P: what an optimizer that divides gradients by P descends on.
+
+        It has the eigenvalues of ``P⁻¹H``, and is symmetric.
+        """
+        return Hessian(self.shares, self.parameters, (1 / np.sqrt(P)).astype(self.dtype))
+
     def _matvec(self, v: NDArray[np.floating]) -> NDArray[np.floating]:
         params = list(self.parameters.values())
-        flat = torch.as_tensor(np.ascontiguousarray(v).reshape(-1), dtype=params[0].dtype)
+        v = v.reshape(-1) if self.scale is None else self.scale * v.reshape(-1)
+        flat = torch.as_tensor(np.ascontiguousarray(v), dtype=params[0].dtype)
         parts = [part.view_as(p).to(p.device) for part, p in zip(self._split(flat), params, strict=True)]
         total = torch.zeros_like(flat)
         for share in self.shares:
@@ -82,7 +97,8 @@ class Hessian(LinearOperator):
             total += torch.cat([product.reshape(-1).cpu() for product in products])
         if self.heard is not None:
             self.heard()
-        return total.numpy()
+        product: NDArray[np.floating] = total.numpy()
+        return product if self.scale is None else self.scale * product
 
     def _adjoint(self) -> Hessian:
         return self

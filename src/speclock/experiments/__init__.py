@@ -15,5 +15,9 @@ EXPERIMENTS = Registry(
             "speclock.experiments.figure2:Figure2",
             "iterations and bound against the multiple of σ_max",
         ),
+        "prediction": (
+            "speclock.experiments.prediction:Prediction",
+            "rates and slowdowns foretold from curvature",
+        ),
     },
 )

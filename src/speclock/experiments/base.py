@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -66,6 +66,10 @@ class Experiment(ABC):
     def draw(self, rows: list[Row]) -> Figure:
         """The figure, from the rows alone."""
 
+    def beside(self, rows: list[Row]) -> Mapping[str, str]:
+        """Further files, name to content; none by default."""
+        return {}
+
 
 def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Run an experiment and leave ``NAME.json``, ``NAME.svg`` and ``NAME.png`` in ``out``; returns the record.
@@ -100,6 +104,8 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
             "environment": environment(),
         }
         save_figure(experiment, rows, out)
+        for file, content in experiment.beside(rows).items():
+            write_text(out / file, content)
         # Last: where it lies, everything does.
         write_text(target, json.dumps(record, indent=1))
     work.close()

@@ -119,7 +119,7 @@ class Figure2(Experiment):
     multiples: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
     reach: float = 0.9
     lr: float = 1e-3
-    most_steps: int = 60_000
+    most_steps: int = 120_000
     seeds: int = 3
 
     name: ClassVar[str] = "figure2"
@@ -242,8 +242,10 @@ class Figure2(Experiment):
                 found = [r for r in rows if r["architecture"] == name and r["quantity"] == quantity]
                 multiples = [r["multiple"] for r in found]
                 for r in found:
-                    across = [r["multiple"]] * len(r["seeds"])
-                    axes.plot(across, r["seeds"], "o", ms=3, mew=0, color=COLORS[color], alpha=0.45)
+                    for value in r["seeds"]:
+                        # An arrow: it would have gone on.
+                        marker = "^" if quantity == "iterations" and value >= self.most_steps else "o"
+                        axes.plot(r["multiple"], value, marker, ms=3, mew=0, color=COLORS[color], alpha=0.45)
                 axes.plot(multiples, [r["measured"] for r in found], color=COLORS[color], lw=1.5)
                 axes.set(xscale="log", yscale="log")
                 axes.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])

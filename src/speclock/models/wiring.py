@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from speclock.curvature.bounds import ELEMENTWISE
+
 Run = Callable[[nn.Module], Any]
 """Runs a module on some fixed inputs."""
 
@@ -50,6 +52,42 @@ def feeding(module: nn.Module, run: Run) -> list[tuple[str, str]]:
             ]
     _run_once(module, run, hooks)
     return pairs
+
+
+def fully_connected_end(module: nn.Module, run: Run) -> tuple[nn.Sequential, Tensor]:
+    """The linear layers at a module's end with the activations between them, and what enters the first of them.
+
+    Found backwards from the module's answer: each must be given the very tensor that the one before it returned, as
+    one row an example. Dropout, which is off in evaluation mode, is left out. Without a layer where the answer is
+    no linear layer's output.
+    """
+    made_by: dict[int, tuple[nn.Module, Tensor]] = {}
+    held: list[Tensor] = []
+
+    def note(submodule: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if inputs and inputs[0] is not output:
+            made_by[id(output)] = submodule, inputs[0]
+            held.append(output)  # an identity is reused once its object is gone
+
+    kinds = (nn.Linear, nn.Dropout, *ELEMENTWISE)
+    hooks = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, kinds)]
+    try:
+        answer = _evaluated(module, run)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    x = answer if isinstance(answer, Tensor) else answer.logits
+    found, entering = list[nn.Module](), x
+    between = list[nn.Module]()  # an activation, until the layer before it is found
+    while x.ndim == 2 and (step := made_by.get(id(x))) is not None:
+        submodule, x = step
+        if isinstance(submodule, nn.Linear):
+            found, entering, between = [submodule, *between, *found], x, []
+        elif not isinstance(submodule, nn.Dropout):
+            if between or not found:
+                break
+            between = [submodule]
+    return nn.Sequential(*found), entering
 
 
 def _run_once(module: nn.Module, run: Run, hooks: Sequence[RemovableHandle]) -> None:

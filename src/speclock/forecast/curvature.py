@@ -1,0 +1,159 @@
+"""How curved a model's loss is on a task: the numbers behind a lock, before any attack is run."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from speclock.curvature import (
+    Bound,
+    Conditioning,
+    Eigenvalue,
+    conditioning,
+    cross_entropy,
+    extreme_eigenvalues,
+    largest_stable_adam_rate,
+    largest_stable_rate,
+    mlp_bounds,
+    mlp_layers,
+)
+from speclock.forecast.objective import Objective
+from speclock.models import Model, fingerprint
+from speclock.models.wiring import fully_connected_end
+from speclock.spectra import singular_values, weight_matrices
+from speclock.tasks.base import Batch, Task
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The Hessian spectrum of a model's loss on a sample of a task, and what follows from it."""
+
+    model: str
+    fingerprint: str
+    task: str
+    samples: int
+    weights: int
+    """Trained weights, the dimension of the Hessian."""
+    spectrum: Conditioning
+    adam: Eigenvalue
+    """The largest eigenvalue of the Hessian that Adam's preconditioner leaves."""
+    bounds: list[Bound]
+    """Of the fully connected layers at the model's end; empty where there are fewer than two."""
+    matrices: list[dict[str, Any]]
+    """Each weight matrix with σ₁ and its block's σ_max, where asked for."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The largest stable learning rates that theory gives for the model as it stands."""
+        return {
+            "sgd": largest_stable_rate(self.spectrum.lambda_max.value),
+            "adam": largest_stable_adam_rate(self.adam.value),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        spectrum = self.spectrum
+        return {
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "task": self.task,
+            "samples": self.samples,
+            "weights": self.weights,
+            "sigma_max": abs(spectrum.sigma_max.value),
+            "lambda_max": spectrum.lambda_max._asdict(),
+            "lambda_min": spectrum.lambda_min._asdict(),
+            "smallest_above_floor": None if spectrum.smallest is None else spectrum.smallest._asdict(),
+            "floor": spectrum.floor,
+            "kappa": spectrum.kappa,
+            "exact": spectrum.exact,
+            "trace": spectrum.trace._asdict(),
+            "density": {name: values.tolist() for name, values in spectrum.density._asdict().items()},
+            "adam_lambda_max": self.adam._asdict(),
+            "largest_rate": self.rates,
+            "bounds": [bound._asdict() for bound in self.bounds],
+            "matrices": self.matrices,
+        }
+
+
+def measure(
+    model: Model,
+    task: Task,
+    *,
+    samples: int = 64,
+    batch_size: int = 64,
+    per_matrix: bool = False,
+    tol: float = 1e-3,
+    floor: float = 1e-3,
+    seed: int = 0,
+) -> Curvature:
+    """The curvature of ``model`` on ``samples`` training examples of ``task``, all of its trained weights.
+
+    ``tol`` is relative to σ_max. ``per_matrix`` also gives the σ_max of each weight matrix's diagonal block, at
+    the price of some ten products with the Hessian each.
+    """
+    objective = Objective.of(model, task, samples=samples, batch_size=batch_size, seed=seed)
+    H = objective.hessian()
+    spectrum = conditioning(H, tol=tol, floor=floor, seed=seed)
+    preconditioned = H.preconditioned(objective.adam_preconditioner())
+    adam = extreme_eigenvalues(
+        preconditioned, which="LA", tol=tol, seed=seed, title="largest, as Adam sees it"
+    )[0]
+    matrices = []
+    known = objective.parameters()
+    asked = weight_matrices(objective.model.module) if per_matrix else []
+    for weight in tqdm(asked, desc="blocks", unit="matrix", disable=None, leave=False):
+        if weight.name not in known:  # frozen
+            continue
+        top = extreme_eigenvalues(H.block(weight.name), tol=tol, seed=seed, title=weight.name)[0]
+        matrices.append(
+            {
+                "name": weight.name,
+                "shape": list(weight.shape),
+                "sigma_1": float(singular_values(weight.matrix.detach(), 1)[0]),
+                "block_sigma_max": abs(top.value),
+                "residual": top.residual,
+            }
+        )
+    return Curvature(
+        model.name,
+        fingerprint(model),
+        task.name,
+        len(objective.task.train),
+        H.shape[0],
+        spectrum,
+        adam,
+        _bounds(objective),
+        matrices,
+    )
+
+
+def _bounds(objective: Objective) -> list[Bound]:
+    """Theorem 2.1 on the fully connected layers at the model's end, which are a diagonal block of everything."""
+    module, task = objective.model.module, objective.task
+    tails, inputs = [], []
+    for batch in objective.batches:
+        tail, entering = fully_connected_end(module, partial(_answer, task, batch))
+        tails.append(tail)
+        inputs.append(entering)
+    if len([layer for layer in tails[0] if isinstance(layer, nn.Linear)]) < 2:
+        return []
+    names = {id(p): name for name, p in module.named_parameters()}
+    tail = tails[0]
+    called = {
+        f"{i}.weight": names[id(layer.weight)] for i, layer in enumerate(tail) if isinstance(layer, nn.Linear)
+    }
+    # In float64: a bound must not exceed what it bounds by rounding.
+    layers, outputs = mlp_layers(copy.deepcopy(tail).double(), torch.cat(inputs).double())
+    labels = torch.cat([batch["labels"] for batch in objective.batches])
+    layers = [layer._replace(name=called[layer.name]) for layer in layers]
+    return mlp_bounds(layers, cross_entropy(outputs, labels))
+
+
+def _answer(task: Task, batch: Batch, module: nn.Module) -> Any:
+    return task.answer(module, batch)
