@@ -29,6 +29,7 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/lock_step.py
+	$(BIN)/python benchmarks/hessian.py
 
 # The records in results/, some 30 minutes on two cores; every line resumes where it was killed.
 RESNET := --optimizer adadelta --lr 1.0 --batch-size 32 --schedule step --resume
