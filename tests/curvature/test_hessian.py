@@ -74,6 +74,8 @@ def test_a_block_is_the_diagonal_block_of_the_whole() -> None:
         block = twin[at : at + p.numel(), at : at + p.numel()]
         torch.testing.assert_close(dense(H.block(name)), block, rtol=1e-9, atol=1e-11)
         at += p.numel()
+    dense(H)  # from now on a graph is kept, and shared
+    torch.testing.assert_close(dense(H.block(name)), block, rtol=1e-9, atol=1e-11)
 
 
 def test_a_preconditioned_hessian_has_the_eigenvalues_of_the_product() -> None:

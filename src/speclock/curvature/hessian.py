@@ -67,14 +67,22 @@ class Hessian(LinearOperator):
 
     def block(self, *names: str) -> Hessian:
         """The diagonal block of the named parameters: second derivatives with respect to them alone."""
-        return Hessian(self.shares, {name: self.parameters[name] for name in names})
+        return self._of({name: self.parameters[name] for name in names}, None)
 
     def preconditioned(self, P: NDArray[np.floating]) -> Hessian:
         """``P^{-½} H P^{-½}`` for a positive diagonal P: what an optimizer that divides gradients by P descends on.
 
         It has the eigenvalues of ``P⁻¹H``, and is symmetric.
         """
-        return Hessian(self.shares, self.parameters, (1 / np.sqrt(P)).astype(self.dtype))
+        return self._of(self.parameters, (1 / np.sqrt(P)).astype(self.dtype))
+
+    def _of(self, parameters: Mapping[str, Tensor], scale: NDArray[np.floating] | None) -> Hessian:
+        """The same loss with other parameters or scales; a graph that is kept is shared, not built again."""
+        other = Hessian(self.shares, parameters, scale)
+        if self._gradient is not None:
+            kept = zip(self.parameters, self._gradient, strict=True)
+            other._gradient = tuple(g for name, g in kept if name in parameters)
+        return other
 
     def _matvec(self, v: NDArray[np.floating]) -> NDArray[np.floating]:
         params = list(self.parameters.values())
