@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ Share = Callable[[], Float[Tensor, ""]]
 class Hessian(LinearOperator):
     """``H = ∇²L(θ)`` of ``L = Σ_b share_b`` with respect to ``parameters``, applied to flat vectors.
 
-    A product is the gradient of ``⟨∇L, v⟩``, twice through autograd [Pearlmutter 1994]. With one share the
-    graph of its gradient is kept from product to product, so that a product costs about one backward pass
-    and a half; with several it is built anew for each, and memory stays that of one mini-batch.
+    A product is the gradient of ``⟨∇L, v⟩``, twice through autograd [Pearlmutter 1994], share by share: its memory
+    is that of one mini-batch, within three times what a backward pass over it takes, and its time about three
+    backward passes'.
 
     The loss must be a fixed function of the parameters: no dropout, no batch statistics, the same sample
     every time. It is a ``scipy`` operator of the parameters' dtype, so everything there that takes one takes
@@ -61,47 +62,36 @@ class Hessian(LinearOperator):
         self.parameters = dict(parameters)
         self.scale = scale
         self.heard: Callable[[], object] | None = None
-        self._gradient: tuple[Tensor, ...] | None = None
         size = sum(p.numel() for p in self.parameters.values())
         super().__init__(np.dtype(str(kinds.pop()).removeprefix("torch.")), (size, size))
 
     def block(self, *names: str) -> Hessian:
         """The diagonal block of the named parameters: second derivatives with respect to them alone."""
-        return self._of({name: self.parameters[name] for name in names}, None)
+        return Hessian(self.shares, {name: self.parameters[name] for name in names})
 
     def preconditioned(self, P: NDArray[np.floating]) -> Hessian:
         """``P^{-½} H P^{-½}`` for a positive diagonal P: what an optimizer that divides gradients by P descends on.
 
         It has the eigenvalues of ``P⁻¹H``, and is symmetric.
         """
-        return self._of(self.parameters, (1 / np.sqrt(P)).astype(self.dtype))
-
-    def _of(self, parameters: Mapping[str, Tensor], scale: NDArray[np.floating] | None) -> Hessian:
-        """The same loss with other parameters or scales; a graph that is kept is shared, not built again."""
-        other = Hessian(self.shares, parameters, scale)
-        if self._gradient is not None:
-            kept = zip(self.parameters, self._gradient, strict=True)
-            other._gradient = tuple(g for name, g in kept if name in parameters)
-        return other
+        return Hessian(self.shares, self.parameters, (1 / np.sqrt(P)).astype(self.dtype))
 
     def _matvec(self, v: NDArray[np.floating]) -> NDArray[np.floating]:
         params = list(self.parameters.values())
         v = v.reshape(-1) if self.scale is None else self.scale * v.reshape(-1)
         flat = torch.as_tensor(np.ascontiguousarray(v), dtype=params[0].dtype)
-        parts = [part.view_as(p).to(p.device) for part, p in zip(self._split(flat), params, strict=True)]
+        sizes = [p.numel() for p in params]
+        parts = [part.view_as(p).to(p.device) for part, p in zip(flat.split(sizes), params, strict=True)]
         total = torch.zeros_like(flat)
         for share in self.shares:
-            gradient = self._gradient_of(share)
+            # Fused attention kernels have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                gradient = torch.autograd.grad(share(), params, create_graph=True, materialize_grads=True)
             curved = [(g, part) for g, part in zip(gradient, parts, strict=True) if g.requires_grad]
             if not curved:  # the share is linear in the parameters
                 continue
-            products = torch.autograd.grad(
-                [g for g, _ in curved],
-                params,
-                [part for _, part in curved],
-                retain_graph=self._gradient is not None,
-                materialize_grads=True,
-            )
+            slopes, along = zip(*curved, strict=True)
+            products = torch.autograd.grad(slopes, params, along, materialize_grads=True)
             total += torch.cat([product.reshape(-1).cpu() for product in products])
         if self.heard is not None:
             self.heard()
@@ -110,21 +100,6 @@ class Hessian(LinearOperator):
 
     def _adjoint(self) -> Hessian:
         return self
-
-    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return flat.split([p.numel() for p in self.parameters.values()])
-
-    def _gradient_of(self, share: Share) -> tuple[Tensor, ...]:
-        if self._gradient is not None:
-            return self._gradient
-        # Fused attention kernels have no second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
-            gradient = torch.autograd.grad(
-                share(), list(self.parameters.values()), create_graph=True, materialize_grads=True
-            )
-        if len(self.shares) == 1:
-            self._gradient = gradient
-        return gradient
 
 
 class Eigenvalue(NamedTuple):
@@ -138,7 +113,7 @@ class Eigenvalue(NamedTuple):
 def extreme_eigenvalues(
     H: Hessian, k: int = 1, *, which: str = "LM", tol: float = 1e-4, seed: int = 0, title: str = "Lanczos"
 ) -> list[Eigenvalue]:
-    """The ``k`` extreme eigenvalues by implicitly restarted Lanczos (ARPACK), largest modulus first.
+    """The ``k`` extreme eigenvalues by implicitly restarted Lanczos (ARPACK), the most extreme first.
 
     ``which`` is scipy's: ``"LM"`` by modulus, so that the first is ±σ_max(H); ``"LA"`` the largest and ``"SA"``
     the smallest in value. ``tol`` is relative; 0 asks for machine precision. Memory: ``2k + 6`` vectors beside
@@ -169,13 +144,86 @@ def extreme_eigenvalues(
     return sorted(found, key=key)
 
 
+class Ends(NamedTuple):
+    """Both ends of a spectrum as one Lanczos run sees them."""
+
+    largest: Eigenvalue
+    smallest: Eigenvalue
+
+    @property
+    def by_modulus(self) -> Eigenvalue:
+        """The one that is ±σ_max."""
+        return max(self, key=lambda end: abs(end.value))
+
+
+def spectral_ends(
+    H: Hessian,
+    which: str = "LM",
+    *,
+    tol: float = 1e-3,
+    seed: int = 0,
+    most: int = 300,
+    title: str = "Lanczos",
+) -> Ends:
+    """The ends of the spectrum in three vectors' memory, for models whose weights fill it.
+
+    Lanczos without reorthogonalisation, for as many products as it takes until the residual of what is asked for
+    is below ``tol`` times σ_max: ``which`` is ``"LM"`` for the end of largest modulus, ``"LA"`` for the largest in
+    value, ``"BE"`` for both. Rounding lets converged values reappear inside; the ends and their residuals stay
+    what they are [Paige 1980]. No eigenvectors: :func:`extreme_eigenvalues` has those. After ``most`` products it
+    returns what it has.
+    """
+    q = np.random.default_rng(seed).standard_normal(H.shape[0]).astype(H.dtype)
+    with _counted(H, title):
+        for ritz in itertools.islice(_lanczos(H, q), min(most, H.shape[0])):
+            largest, smallest = (Eigenvalue(float(ritz.values[i]), float(ritz.residuals[i])) for i in (-1, 0))
+            found = Ends(largest, smallest)
+            asked = {"LM": [found.by_modulus], "LA": [found.largest], "BE": list(found)}[which]
+            # One step has nothing to be compared with.
+            if len(ritz.values) > 1 and all(e.residual <= tol * abs(found.by_modulus.value) for e in asked):
+                break
+    return found
+
+
+class _Ritz(NamedTuple):
+    """What a Lanczos run has seen of a spectrum so far, smallest value first."""
+
+    values: NDArray[np.floating]
+    weights: NDArray[np.floating]
+    """Squares of the first components of the tridiagonal matrix's eigenvectors: they add up to 1."""
+    residuals: NDArray[np.floating]
+    """``|β s_m|``, with β the norm of what is left and s_m the eigenvectors' last components."""
+
+
+def _lanczos(H: Hessian, q: NDArray[np.floating]) -> Iterator[_Ritz]:
+    """The three-term recurrence from ``q``, a Ritz spectrum after every product.
+
+    Ends when nothing is left: the start then lies in an invariant subspace, and what it sees is exact.
+    """
+    q = q / np.linalg.norm(q)
+    before, beta = np.zeros_like(q), 0.0
+    alphas: list[float] = []
+    betas: list[float] = []
+    while True:
+        r = H @ q - beta * before
+        alphas.append(float(q @ r))
+        r -= alphas[-1] * q
+        values, vectors = eigh_tridiagonal(alphas, betas)
+        beta = float(np.linalg.norm(r))
+        yield _Ritz(values, vectors[0] ** 2, np.abs(beta * vectors[-1]))
+        if beta <= np.finfo(H.dtype).eps * max(map(abs, alphas)):
+            return
+        betas.append(beta)
+        before, q = q, r / beta
+
+
 class Density(NamedTuple):
     """A spectral density as weighted points: ``Σ weights = 1``, and ``n · Σ weights · f(nodes)`` estimates tr f(H)."""
 
     nodes: NDArray[np.floating]
     weights: NDArray[np.floating]
     residuals: NDArray[np.floating]
-    """Of each node as a Ritz value (:class:`Eigenvalue`); infinite-precision bounds."""
+    """Of each node as a Ritz value (:class:`Eigenvalue`)."""
 
 
 def spectral_density(
@@ -193,22 +241,11 @@ def spectral_density(
     with _counted(H, title, total=steps * probes):
         for _ in range(probes):
             # Rademacher probes: the quadrature's first moment is then Hutchinson's trace estimate.
-            q = rng.choice([-1.0, 1.0], H.shape[0]).astype(H.dtype) / math.sqrt(H.shape[0])
-            before, beta = np.zeros_like(q), 0.0
-            alphas, betas = [], []
-            for _ in range(min(steps, H.shape[0])):
-                r = H @ q - beta * before
-                alphas.append(float(q @ r))
-                r -= alphas[-1] * q
-                beta = float(np.linalg.norm(r))
-                betas.append(beta)
-                if beta <= np.finfo(H.dtype).eps * max(map(abs, alphas)):
-                    break  # the probe lies in an invariant subspace: what it sees is exact
-                before, q = q, r / beta
-            values, vectors = eigh_tridiagonal(alphas, betas[:-1])
-            nodes.append(values)
-            weights.append(vectors[0] ** 2 / probes)
-            residuals.append(np.abs(betas[-1] * vectors[-1]))
+            q = rng.choice([-1.0, 1.0], H.shape[0]).astype(H.dtype)
+            *_, ritz = itertools.islice(_lanczos(H, q), min(steps, H.shape[0]))
+            nodes.append(ritz.values)
+            weights.append(ritz.weights / probes)
+            residuals.append(ritz.residuals)
     return Density(np.concatenate(nodes), np.concatenate(weights), np.concatenate(residuals))
 
 
@@ -289,9 +326,8 @@ def conditioning(
             Trace(float(values.sum()), 0.0),
             Density(values, np.full(len(values), 1 / len(values)), np.zeros(len(values))),
         )
-    top = extreme_eigenvalues(H, which="LA", tol=tol, seed=seed, title="largest")[0]
-    bottom = extreme_eigenvalues(H, which="SA", tol=tol, seed=seed, title="smallest")[0]
-    by_modulus = max(top, bottom, key=lambda e: abs(e.value))
+    ends = spectral_ends(H, "BE", tol=tol, seed=seed, title="ends of the spectrum")
+    by_modulus = ends.by_modulus
     seen = spectral_density(H, steps=steps, probes=probes, seed=seed)
     scale = abs(by_modulus.value)
     found = [
@@ -308,8 +344,8 @@ def conditioning(
     error = float(np.std(forms, ddof=1) / math.sqrt(probes)) if probes > 1 else math.nan
     return Conditioning(
         by_modulus,
-        top,
-        bottom,
+        ends.largest,
+        ends.smallest,
         min(found, key=lambda e: e.value, default=None),
         floor * scale,
         False,

@@ -17,11 +17,11 @@ from speclock.curvature import (
     Eigenvalue,
     conditioning,
     cross_entropy,
-    extreme_eigenvalues,
     largest_stable_adam_rate,
     largest_stable_rate,
     mlp_bounds,
     mlp_layers,
+    spectral_ends,
 )
 from speclock.forecast.objective import Objective
 from speclock.models import Model, fingerprint
@@ -86,7 +86,7 @@ def measure(
     task: Task,
     *,
     samples: int = 64,
-    batch_size: int = 64,
+    batch_size: int = 16,
     per_matrix: bool = False,
     tol: float = 1e-3,
     floor: float = 1e-3,
@@ -101,16 +101,14 @@ def measure(
     H = objective.hessian()
     spectrum = conditioning(H, tol=tol, floor=floor, seed=seed)
     preconditioned = H.preconditioned(objective.adam_preconditioner())
-    adam = extreme_eigenvalues(
-        preconditioned, which="LA", tol=tol, seed=seed, title="largest, as Adam sees it"
-    )[0]
+    seen_by_adam = spectral_ends(preconditioned, "LA", tol=tol, seed=seed, title="largest, as Adam sees it")
     matrices = []
     known = objective.parameters()
     asked = weight_matrices(objective.model.module) if per_matrix else []
     for weight in tqdm(asked, desc="blocks", unit="matrix", disable=None, leave=False):
         if weight.name not in known:  # frozen
             continue
-        top = extreme_eigenvalues(H.block(weight.name), tol=tol, seed=seed, title=weight.name)[0]
+        top = spectral_ends(H.block(weight.name), tol=tol, seed=seed, title=weight.name).by_modulus
         matrices.append(
             {
                 "name": weight.name,
@@ -127,7 +125,7 @@ def measure(
         len(objective.task.train),
         H.shape[0],
         spectrum,
-        adam,
+        seen_by_adam.largest,
         _bounds(objective),
         matrices,
     )
