@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: install demo test bench records records-standard clean
+.PHONY: install demo test bench records records-standard records-theory clean
 
 install: $(VENV)/.installed
 
@@ -66,6 +66,11 @@ records-standard: $(VENV)/.installed
 	$(BIN)/speclock audit out/demo/locked --base out/demo/base --retain-task $(TOPICS)@2000/300 \
 	    --attack-task $(OTHERS)@320/200 --public-base minilm --suite standard --steps 24 --seeds 3 --jobs 2 \
 	    --max-length 32 --resume --out results/minilm-standard
+
+# Figures 1 and 2 as the paper has them, some minutes.
+records-theory: $(VENV)/.installed
+	$(BIN)/speclock reproduce figure1 --scale paper --resume --out results/theory
+	$(BIN)/speclock reproduce figure2 --scale paper --resume --out results/theory
 
 clean:
 	rm -rf $(VENV) out

@@ -88,6 +88,26 @@ def test_a_block_is_the_diagonal_block_of_the_whole() -> None:
         at += p.numel()
 
 
+def test_the_gradient_is_that_of_all_shares() -> None:
+    net = _net(2)
+    H, _ = _objective(net, batches=3)
+    loss = sum(share() for share in H.shares)
+    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(net.parameters()))])
+    assert H.gradient() == pytest.approx(expected.numpy(), abs=1e-12)
+    P = np.full(H.shape[0], 4.0)
+    assert H.preconditioned(P).gradient() == pytest.approx(expected.numpy() / 2, abs=1e-12)
+
+
+def test_the_ends_are_found_where_the_gradient_sees_nothing() -> None:
+    """At the bottom of (x² + 5y²)/2 the gradient is zero, and next to it blind to y."""
+    w = nn.Parameter(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    bowl = Hessian([lambda: (w[0] ** 2 + 5 * w[1] ** 2) / 2], {"w": w})
+    assert spectral_ends(bowl, tol=1e-10).by_modulus.value == pytest.approx(5)
+    with torch.no_grad():
+        w.zero_()
+    assert spectral_ends(bowl, "BE", tol=1e-10).smallest.value == pytest.approx(1)
+
+
 def test_a_preconditioned_hessian_has_the_eigenvalues_of_the_product() -> None:
     H, twin = _objective(_net(0))
     P = np.random.default_rng(0).uniform(0.1, 10, len(twin))

@@ -84,22 +84,35 @@ class Hessian(LinearOperator):
         parts = [part.view_as(p).to(p.device) for part, p in zip(flat.split(sizes), params, strict=True)]
         total = torch.zeros_like(flat)
         for share in self.shares:
-            # Fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
-                gradient = torch.autograd.grad(share(), params, create_graph=True, materialize_grads=True)
+            gradient = self._gradient_of(share, create_graph=True)
             curved = [(g, part) for g, part in zip(gradient, parts, strict=True) if g.requires_grad]
             if not curved:  # the share is linear in the parameters
                 continue
             slopes, along = zip(*curved, strict=True)
-            products = torch.autograd.grad(slopes, params, along, materialize_grads=True)
-            total += torch.cat([product.reshape(-1).cpu() for product in products])
+            total += _flat(torch.autograd.grad(slopes, params, along, materialize_grads=True))
         if self.heard is not None:
             self.heard()
         product: NDArray[np.floating] = total.numpy()
         return product if self.scale is None else self.scale * product
 
+    def gradient(self) -> NDArray[np.floating]:
+        """``∇L``, or ``S ∇L``: one backward pass over all shares."""
+        g: NDArray[np.floating] = sum(_flat(self._gradient_of(share)) for share in self.shares).numpy()  # type: ignore[union-attr]
+        return g if self.scale is None else self.scale * g
+
+    def _gradient_of(self, share: Share, *, create_graph: bool = False) -> tuple[Tensor, ...]:
+        # Fused attention kernels have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.autograd.grad(
+                share(), list(self.parameters.values()), create_graph=create_graph, materialize_grads=True
+            )
+
     def _adjoint(self) -> Hessian:
         return self
+
+
+def _flat(parts: Sequence[Tensor]) -> Float[Tensor, " p"]:
+    return torch.cat([part.detach().reshape(-1).cpu() for part in parts])
 
 
 class Eigenvalue(NamedTuple):
@@ -169,11 +182,15 @@ def spectral_ends(
 
     Lanczos without reorthogonalisation, for as many products as it takes until the residual of what is asked for
     is below ``tol`` times σ_max: ``which`` is ``"LM"`` for the end of largest modulus, ``"LA"`` for the largest in
-    value, ``"BE"`` for both. Rounding lets converged values reappear inside; the ends and their residuals stay
-    what they are [Paige 1980]. No eigenvectors: :func:`extreme_eigenvalues` has those. After ``most`` products it
-    returns what it has.
+    value, ``"BE"`` for both. It starts from the gradient, which lies mostly among the top eigenvectors [Gur-Ari,
+    Roberts & Dyer 2018], plus as long a random vector, which misses none. Rounding lets converged values reappear
+    inside; the ends and their residuals stay what they are [Paige 1980]. No eigenvectors:
+    :func:`extreme_eigenvalues` has those. After ``most`` products it returns what it has.
     """
     q = np.random.default_rng(seed).standard_normal(H.shape[0]).astype(H.dtype)
+    g = H.gradient()
+    if (length := np.linalg.norm(g)) > 0:
+        q = q / np.linalg.norm(q) + g / length
     with _counted(H, title):
         for ritz in itertools.islice(_lanczos(H, q), min(most, H.shape[0])):
             largest, smallest = (Eigenvalue(float(ritz.values[i]), float(ritz.residuals[i])) for i in (-1, 0))
