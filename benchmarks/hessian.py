@@ -8,7 +8,7 @@ that it calls converged; finding that number is not timed, and is its warm-up.
 
 **Memory.** Each in a process of its own: how far the resident size (on a GPU, the allocated memory) rises above the
 loaded model and batch, over how far one backward pass over the 64 samples lifts it. Ours takes them in mini-batches
-of 16, its default; hessian-eigenthings gets them as one.
+of 32, its default; hessian-eigenthings gets them as one.
 
 The loss is cross-entropy on four newsgroups, 32 tokens, in evaluation mode, with attention by its formula. Prints
 the target beside each value. A benchmark reports: exit 0 whether met or missed.

@@ -82,18 +82,21 @@ class Hessian(LinearOperator):
         flat = torch.as_tensor(np.ascontiguousarray(v), dtype=params[0].dtype)
         sizes = [p.numel() for p in params]
         parts = [part.view_as(p).to(p.device) for part, p in zip(flat.split(sizes), params, strict=True)]
-        total = torch.zeros_like(flat)
+        totals = [torch.zeros_like(p) for p in params]
         for share in self.shares:
             gradient = self._gradient_of(share, create_graph=True)
             curved = [(g, part) for g, part in zip(gradient, parts, strict=True) if g.requires_grad]
             if not curved:  # the share is linear in the parameters
                 continue
             slopes, along = zip(*curved, strict=True)
-            total += _flat(torch.autograd.grad(slopes, params, along, materialize_grads=True))
+            products = torch.autograd.grad(slopes, params, along, materialize_grads=True)
+            for total, product in zip(totals, products, strict=True):
+                total += product  # noqa: PLW2901  # in place
+            del gradient, curved, slopes, products  # before the next share fills memory anew
         if self.heard is not None:
             self.heard()
-        product: NDArray[np.floating] = total.numpy()
-        return product if self.scale is None else self.scale * product
+        found: NDArray[np.floating] = _flat(totals).numpy()
+        return found if self.scale is None else self.scale * found
 
     def gradient(self) -> NDArray[np.floating]:
         """``∇L``, or ``S ∇L``: one backward pass over all shares."""
@@ -187,12 +190,8 @@ def spectral_ends(
     inside; the ends and their residuals stay what they are [Paige 1980]. No eigenvectors:
     :func:`extreme_eigenvalues` has those. After ``most`` products it returns what it has.
     """
-    q = np.random.default_rng(seed).standard_normal(H.shape[0]).astype(H.dtype)
-    g = H.gradient()
-    if (length := np.linalg.norm(g)) > 0:
-        q = q / np.linalg.norm(q) + g / length
     with _counted(H, title):
-        for ritz in itertools.islice(_lanczos(H, q), min(most, H.shape[0])):
+        for ritz in itertools.islice(_lanczos(H, _start(H, seed)), min(most, H.shape[0])):
             largest, smallest = (Eigenvalue(float(ritz.values[i]), float(ritz.residuals[i])) for i in (-1, 0))
             found = Ends(largest, smallest)
             asked = {"LM": [found.by_modulus], "LA": [found.largest], "BE": list(found)}[which]
@@ -200,6 +199,15 @@ def spectral_ends(
             if len(ritz.values) > 1 and all(e.residual <= tol * abs(found.by_modulus.value) for e in asked):
                 break
     return found
+
+
+def _start(H: Hessian, seed: int) -> NDArray[np.floating]:
+    """The gradient plus a random vector of its length."""
+    q = np.random.default_rng(seed).standard_normal(H.shape[0]).astype(H.dtype)
+    g = H.gradient()
+    q *= (np.linalg.norm(g) or 1.0) / np.linalg.norm(q)
+    q += g
+    return q
 
 
 class _Ritz(NamedTuple):
@@ -222,16 +230,20 @@ def _lanczos(H: Hessian, q: NDArray[np.floating]) -> Iterator[_Ritz]:
     alphas: list[float] = []
     betas: list[float] = []
     while True:
-        r = H @ q - beta * before
+        r = H @ q
+        before *= beta
+        r -= before
         alphas.append(float(q @ r))
-        r -= alphas[-1] * q
+        np.multiply(q, alphas[-1], out=before)
+        r -= before
         values, vectors = eigh_tridiagonal(alphas, betas)
         beta = float(np.linalg.norm(r))
         yield _Ritz(values, vectors[0] ** 2, np.abs(beta * vectors[-1]))
         if beta <= np.finfo(H.dtype).eps * max(map(abs, alphas)):
             return
         betas.append(beta)
-        before, q = q, r / beta
+        r /= beta
+        before, q = q, r
 
 
 class Density(NamedTuple):

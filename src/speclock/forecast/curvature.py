@@ -86,7 +86,7 @@ def measure(
     task: Task,
     *,
     samples: int = 64,
-    batch_size: int = 16,
+    batch_size: int = 32,
     per_matrix: bool = False,
     tol: float = 1e-3,
     floor: float = 1e-3,

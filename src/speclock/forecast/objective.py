@@ -29,7 +29,7 @@ class Objective:
 
     @classmethod
     def of(
-        cls, model: Model, task: Task, *, samples: int = 64, batch_size: int = 16, seed: int = 0
+        cls, model: Model, task: Task, *, samples: int = 64, batch_size: int = 32, seed: int = 0
     ) -> Objective:
         """The objective of ``samples`` training examples, drawn by ``seed``, each class in proportion.
 
