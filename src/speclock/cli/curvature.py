@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(1), help="Training examples.")
 @click.option(
     "--batch-size",
-    default=64,
+    default=32,
     show_default=True,
     type=click.IntRange(1),
     help="Of these at once; bounds memory.",
