@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from speclock.curvature import dense, extreme_eigenvalues
-from speclock.forecast import Objective, largest_rate_found, measure
+from speclock.forecast import Objective, largest_rate_found, measure, sharpness
 from speclock.models import Model, fingerprint, wrap
 from speclock.models.wiring import fully_connected_end
 from speclock.tasks.base import Task
@@ -45,7 +45,7 @@ def test_what_is_measured_agrees_with_the_dense_hessian(tiny: Model, digits: Tas
     twin = dense(Objective.of(tiny, digits, samples=32).hessian()).double()
     values = torch.linalg.eigvalsh(twin)
     assert found.spectrum.lambda_max.value == pytest.approx(float(values[-1]), rel=1e-4)
-    assert found.rates["sgd"] == pytest.approx(2 / float(values[-1]), rel=1e-4)
+    assert found.sharpness.rates["sgd"] == pytest.approx(2 / float(values[-1]), rel=1e-4)
     assert found.to_dict()["sigma_max"] == pytest.approx(float(values.abs().max()), rel=1e-4)
     blocks = {row["name"]: row for row in found.matrices}
     assert set(blocks) == {"2.weight", "5.weight"}
@@ -71,10 +71,10 @@ def test_the_end_of_a_model_is_found_through_dropout_and_views(tiny: Model, digi
 
 def test_the_rate_that_training_survives_is_near_what_curvature_says(base: Model, silhouettes: Task) -> None:
     """A sanity check on one model; the experiment does it on many."""
-    found = measure(base, silhouettes, samples=64)
+    found = sharpness(base, silhouettes, samples=64)
     tried = largest_rate_found(base, silhouettes, "sgd", found.rates["sgd"])
     assert tried.stable < tried.unstable <= 1.2 * tried.stable
-    assert 0.3 <= tried.rate / found.rates["sgd"] <= 6
+    assert 1 <= tried.rate / found.rates["sgd"] <= 10
 
 
 def test_on_a_quadratic_the_rate_is_two_over_lambda(digits: Task) -> None:

@@ -133,7 +133,7 @@ _LINES = {
     "trace": lambda c: _eigenvalue(*c.spectrum.trace),
     "σ_max(H) by the theorems": _best_bound,
     "largest, as Adam sees it": lambda c: _eigenvalue(*c.adam),
-    "largest stable rate, SGD": lambda c: f"{c.rates['sgd']:.3g}",
-    "largest stable rate, Adam": lambda c: f"{c.rates['adam']:.3g}",
+    "largest stable rate, SGD": lambda c: f"{c.sharpness.rates['sgd']:.3g}",
+    "largest stable rate, Adam": lambda c: f"{c.sharpness.rates['adam']:.3g}",
 }
 """What the table shows of a model, line by line."""

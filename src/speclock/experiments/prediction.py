@@ -16,7 +16,7 @@ from tqdm import tqdm
 from speclock import models, tasks
 from speclock.attacks.finetune import FineTune
 from speclock.experiments.base import Experiment, Row, row
-from speclock.forecast.curvature import Curvature, measure
+from speclock.forecast.curvature import sharpness
 from speclock.forecast.slowdown import OPTIMIZERS, Calibration, fit_law, to_json
 from speclock.forecast.stability import Found, largest_rate_found
 from speclock.locks import LOCKS
@@ -113,8 +113,7 @@ FAMILIES = {
         rates={"sgd": _half_decades(1e-2, 1.0), "adam": _half_decades(3e-5, 1e-3)},
         steps=24,
         evaluations=12,
-        stable_for=10,
-        samples=32,
+        stable_for=20,
     ),
 }
 FAMILIES["smoke"] = dataclasses.replace(
@@ -191,11 +190,11 @@ class Prediction(Experiment):
 
     def _measured(self, family: Family, model: Model) -> dict[str, Any]:
         task = family.attack_task
-        curvature = measure(model, task, samples=family.samples, seed=self.seed)
+        sharp = sharpness(model, task, samples=family.samples, seed=self.seed)
         trial = {"steps": family.stable_for, "samples": family.samples, "seed": self.seed}
         found, curves = {}, {}
         for optimizer in OPTIMIZERS:
-            start = curvature.rates[optimizer]
+            start = sharp.rates[optimizer]
             found[optimizer] = largest_rate_found(model, task, optimizer, start, **trial)._asdict()
             curves[optimizer] = {
                 short(rate): FineTune(optimizer=optimizer, lr=rate, clip=None, dropout=False, seed=self.seed)(
@@ -206,8 +205,8 @@ class Prediction(Experiment):
         return {
             "utility": family.retain_task.score(model.module, model),
             "chance": task.chance,
-            "theory": curvature.rates,
-            "lambda": _largest(curvature),
+            "theory": sharp.rates,
+            "lambda": {name: found.value for name, found in sharp._asdict().items()},
             "found": found,
             "curves": curves,
         }
@@ -354,10 +353,6 @@ def _compare_(point: dict[str, Any], base: dict[str, Any], budget: int) -> None:
 def _steps_to(curves: dict[str, list[tuple[int, float]]], target: float) -> int | None:
     reached = [step for curve in curves.values() for step, score in curve if score >= target]
     return min(reached, default=None)
-
-
-def _largest(curvature: Curvature) -> dict[str, float]:
-    return {"sgd": curvature.spectrum.lambda_max.value, "adam": curvature.adam.value}
 
 
 def _middle(found: dict[str, Any]) -> float:

@@ -6,18 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speclock.forecast.curvature import Curvature, measure
+    from speclock.forecast.curvature import Curvature, Sharpness, measure, sharpness
     from speclock.forecast.objective import Objective
     from speclock.forecast.stability import largest_rate_found
 
 _HOMES = {
     "Curvature": "curvature",
     "Objective": "objective",
+    "Sharpness": "curvature",
     "largest_rate_found": "stability",
     "measure": "curvature",
+    "sharpness": "curvature",
 }
 
-__all__ = ["Curvature", "Objective", "largest_rate_found", "measure"]
+__all__ = ["Curvature", "Objective", "Sharpness", "largest_rate_found", "measure", "sharpness"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from speclock.curvature import (
     Bound,
     Conditioning,
     Eigenvalue,
+    Hessian,
     conditioning,
     cross_entropy,
     largest_stable_adam_rate,
@@ -28,6 +29,37 @@ from speclock.models import Model, fingerprint
 from speclock.models.wiring import fully_connected_end
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks.base import Batch, Task
+
+
+class Sharpness(NamedTuple):
+    """The largest eigenvalue of the Hessian, as gradient descent meets it and as Adam's preconditioner leaves it."""
+
+    sgd: Eigenvalue
+    adam: Eigenvalue
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The largest stable learning rates that theory gives for the model as it stands."""
+        return {
+            "sgd": largest_stable_rate(self.sgd.value),
+            "adam": largest_stable_adam_rate(self.adam.value),
+        }
+
+
+def sharpness(
+    model: Model, task: Task, *, samples: int = 64, batch_size: int = 32, tol: float = 1e-3, seed: int = 0
+) -> Sharpness:
+    """The largest eigenvalues alone, in some ten products each: all that rates and slowdowns are foretold from."""
+    objective = Objective.of(model, task, samples=samples, batch_size=batch_size, seed=seed)
+    H = objective.hessian()
+    return Sharpness(
+        spectral_ends(H, "LA", tol=tol, seed=seed).largest, _seen_by_adam(objective, H, tol, seed)
+    )
+
+
+def _seen_by_adam(objective: Objective, H: Hessian, tol: float, seed: int) -> Eigenvalue:
+    preconditioned = H.preconditioned(objective.adam_preconditioner())
+    return spectral_ends(preconditioned, "LA", tol=tol, seed=seed, title="as Adam sees it").largest
 
 
 @dataclass(frozen=True)
@@ -49,12 +81,9 @@ class Curvature:
     """Each weight matrix with σ₁ and its block's σ_max, where asked for."""
 
     @property
-    def rates(self) -> dict[str, float]:
-        """The largest stable learning rates that theory gives for the model as it stands."""
-        return {
-            "sgd": largest_stable_rate(self.spectrum.lambda_max.value),
-            "adam": largest_stable_adam_rate(self.adam.value),
-        }
+    def sharpness(self) -> Sharpness:
+        """The largest eigenvalues alone."""
+        return Sharpness(self.spectrum.lambda_max, self.adam)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -75,7 +104,7 @@ class Curvature:
             "trace": spectrum.trace._asdict(),
             "density": {name: values.tolist() for name, values in spectrum.density._asdict().items()},
             "adam_lambda_max": self.adam._asdict(),
-            "largest_rate": self.rates,
+            "largest_rate": self.sharpness.rates,
             "bounds": [bound._asdict() for bound in self.bounds],
             "matrices": self.matrices,
         }
@@ -100,8 +129,6 @@ def measure(
     objective = Objective.of(model, task, samples=samples, batch_size=batch_size, seed=seed)
     H = objective.hessian()
     spectrum = conditioning(H, tol=tol, floor=floor, seed=seed)
-    preconditioned = H.preconditioned(objective.adam_preconditioner())
-    seen_by_adam = spectral_ends(preconditioned, "LA", tol=tol, seed=seed, title="largest, as Adam sees it")
     matrices = []
     known = objective.parameters()
     asked = weight_matrices(objective.model.module) if per_matrix else []
@@ -125,7 +152,7 @@ def measure(
         len(objective.task.train),
         H.shape[0],
         spectrum,
-        seen_by_adam.largest,
+        _seen_by_adam(objective, H, tol, seed),
         _bounds(objective),
         matrices,
     )

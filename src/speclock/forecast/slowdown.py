@@ -135,21 +135,14 @@ def forecast(locked: Curvature, base: Curvature) -> Forecast:
             f"{locked.model} was measured on {locked.samples} examples of {locked.task}, {base.model} on "
             f"{base.samples} of {base.task}. Measure both on the same."
         )
-    ratio = curvature_ratio(locked, base)
+    pairs = zip(OPTIMIZERS, locked.sharpness, base.sharpness, strict=True)
+    ratio = {name: after.value / before.value for name, after, before in pairs}
     known = calibrations()
     return Forecast(
-        {name: known[name].rate(locked.rates[name]) for name in OPTIMIZERS},
+        {name: known[name].rate(locked.sharpness.rates[name]) for name in OPTIMIZERS},
         {name: known[name].slowdown(ratio[name]) for name in OPTIMIZERS},
         ratio,
     )
-
-
-def curvature_ratio(locked: Curvature, base: Curvature) -> dict[str, float]:
-    """Largest eigenvalue, locked over base, plain for SGD and preconditioned for Adam."""
-    return {
-        "sgd": locked.spectrum.lambda_max.value / base.spectrum.lambda_max.value,
-        "adam": locked.adam.value / base.adam.value,
-    }
 
 
 def to_json(found: dict[str, Calibration]) -> str:
