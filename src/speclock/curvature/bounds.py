@@ -164,8 +164,8 @@ def mlp_bounds(layers: Sequence[Layer], outer: Outer, *, k: int | None = None) -
 
     where the second part is absent for piecewise linear activations. Statements:
 
-    - *theorem 2.1*, *remark A.3*: a single sample's term, ``‖a‖²·σ₁(FB)·σ₁(F P W_j Q)`` with ``∇²ℓ = FᵀF`` and
-      ``B = P W_j Q``, the last factor bounded by :func:`product_bound` (Lemma A.1 where σ₁ of W_j carries it, the
+    - *theorem 2.1*, *remark A.3*: a single sample's term, ``‖a‖²·σ₁(FB)·σ₁(P W_j Q)`` with ``∇²ℓ = FᵀF`` and
+      ``FB = P W_j Q``, the last factor bounded by :func:`product_bound` (Lemma A.1 where σ₁ of W_j carries it, the
       sharpened remark where a later one does). With ``k``, also Remark A.3 as printed, for the last matrix.
     - *aligned*: for the last matrix, all samples together: :func:`_aligned`.
 

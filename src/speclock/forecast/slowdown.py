@@ -1,10 +1,9 @@
-"""From the curvature of a base and a locked model to the slowdown and the rates that an attacker will meet.
+"""Laws from curvature to the slowdown and the rates that an attacker will meet.
 
-The forecast is a scaling law with measured constants. Theory says that the largest stable rate is a constant over
+Each is a scaling law with measured constants. Theory says that the largest stable rate is a constant over
 λ_max, and that on a quadratic the steps grow with λ_max as long as the flattest direction that matters stays as it
 was. How far that carries on a network is an empirical matter: the constants and their spread come from locks that
-were made, measured and attacked (:mod:`speclock.experiments.prediction`), and are kept beside this file as
-``calibration.json``.
+were made, measured and attacked (:mod:`speclock.experiments.prediction`).
 """
 
 from __future__ import annotations
@@ -13,21 +12,18 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from speclock.errors import InputError
-from speclock.forecast.curvature import Curvature
 
 OPTIMIZERS = ("sgd", "adam")
 
 
 class Range(NamedTuple):
-    """A number with the interval that held nine of ten calibration locks."""
+    """A number with its 90% prediction interval."""
 
     value: float
     low: float
@@ -86,69 +82,6 @@ class Calibration:
         return cls(Law(**record["rate"]), Law(**record["slowdown"]), record["made_from"])
 
 
-@cache
-def calibrations() -> dict[str, Calibration]:
-    """The calibrations that come with speclock, by optimizer."""
-    kept = resources.files("speclock.forecast").joinpath("calibration.json").read_text(encoding="utf-8")
-    return {name: Calibration.from_dict(record) for name, record in json.loads(kept).items()}
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What an attacker will meet, by optimizer."""
-
-    rate: dict[str, Range]
-    """Largest stable learning rate on the locked model."""
-    slowdown: dict[str, Range]
-    ratio: dict[str, float]
-    """Largest eigenvalue, locked over base, as each optimizer sees it."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {
-            name: {
-                "largest_rate": self.rate[name]._asdict(),
-                "slowdown": self.slowdown[name]._asdict(),
-                "curvature_ratio": self.ratio[name],
-            }
-            for name in self.rate
-        }
-
-    def sentence(self) -> str:
-        """The forecast in words."""
-        parts = [
-            f"{name}: curvature ×{self.ratio[name]:.2g}, largest stable rate {_span(self.rate[name])}, "
-            f"slowdown {_span(self.slowdown[name])}"
-            for name in self.rate
-        ]
-        return (
-            "Forecast (90% intervals; an attacker who repairs the spectrum first is not in it): "
-            + "; ".join(parts)
-            + "."
-        )
-
-
-def forecast(locked: Curvature, base: Curvature) -> Forecast:
-    """What training ``locked`` will cost against training ``base``, both measured on one task and sample."""
-    if (locked.task, locked.samples) != (base.task, base.samples):
-        raise InputError(
-            f"{locked.model} was measured on {locked.samples} examples of {locked.task}, {base.model} on "
-            f"{base.samples} of {base.task}. Measure both on the same."
-        )
-    pairs = zip(OPTIMIZERS, locked.sharpness, base.sharpness, strict=True)
-    ratio = {name: after.value / before.value for name, after, before in pairs}
-    known = calibrations()
-    return Forecast(
-        {name: known[name].rate(locked.sharpness.rates[name]) for name in OPTIMIZERS},
-        {name: known[name].slowdown(ratio[name]) for name in OPTIMIZERS},
-        ratio,
-    )
-
-
 def to_json(found: dict[str, Calibration]) -> str:
-    """Calibrations as :func:`calibrations` reads them."""
+    """Calibrations by optimizer, for :meth:`Calibration.from_dict`."""
     return json.dumps({name: asdict(calibration) for name, calibration in found.items()}, indent=1)
-
-
-def _span(found: Range) -> str:
-    return f"{found.value:.2g} ({found.low:.2g} to {found.high:.2g})"

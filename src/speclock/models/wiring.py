@@ -71,11 +71,7 @@ def fully_connected_end(module: nn.Module, run: Run) -> tuple[nn.Sequential, Ten
 
     kinds = (nn.Linear, nn.Dropout, *ELEMENTWISE)
     hooks = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, kinds)]
-    try:
-        answer = _evaluated(module, run)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    answer = _run_once(module, run, hooks)
     x = answer if isinstance(answer, Tensor) else answer.logits
     found, entering = list[nn.Module](), x
     between = list[nn.Module]()  # an activation, until the layer before it is found
@@ -90,9 +86,9 @@ def fully_connected_end(module: nn.Module, run: Run) -> tuple[nn.Sequential, Ten
     return nn.Sequential(*found), entering
 
 
-def _run_once(module: nn.Module, run: Run, hooks: Sequence[RemovableHandle]) -> None:
+def _run_once(module: nn.Module, run: Run, hooks: Sequence[RemovableHandle]) -> Any:
     try:
-        _evaluated(module, run)
+        return _evaluated(module, run)
     finally:
         for hook in hooks:
             hook.remove()
