@@ -132,11 +132,15 @@ class Workspace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # Bad input leaves nothing worth going on with, unless an earlier run had got further.
-        if kind is not None and issubclass(kind, InputError) and not self.resumed:
+        # Bad input leaves nothing worth going on with, unless it showed late, or an earlier run had got further.
+        if kind is not None and issubclass(kind, InputError) and not (self.resumed or self._holds_work()):
             self.close()
         elif kind is not None:
             self._lock.close()  # nobody is at work there any more
+
+    def _holds_work(self) -> bool:
+        files = {file.name for file in self.folder.rglob("*") if file.is_file()}
+        return bool(files - {"request.json", "claimed"})
 
     def close(self) -> None:
         """Remove the folder: ``OUT`` is in place, or the run failed on bad input and left nothing to keep."""

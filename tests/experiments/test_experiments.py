@@ -12,6 +12,8 @@ from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
 from speclock.experiments.base import SCALES, reproduce, row
 from speclock.experiments.figure2 import ARCHITECTURES, Figure2
+from speclock.experiments.prediction import RATE, SLOWDOWN, calibrations_in
+from speclock.forecast.slowdown import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,11 @@ def test_a_finished_record_is_not_made_again(made: Path) -> None:
     assert (made / "figure1.json").read_text() == before
 
 
-def test_a_killed_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ended_by", [KeyboardInterrupt, InputError])
+def test_a_killed_experiment_goes_on(
+    ended_by: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that ends on bad input which shows late."""
     settings = {"multiples": (1.0, 2.0), "most_steps": 3, "seeds": 1}
     monkeypatch.setitem(Figure2.scales, "smoke", settings)
     done = []
@@ -60,13 +66,13 @@ def test_a_killed_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def dies_at_the_second(self: Figure2, name: str, architecture: object) -> object:
         if len(done) == 1:
-            raise KeyboardInterrupt
+            raise ended_by
         done.append(name)
         return carry_out(self, name, architecture)
 
     with monkeypatch.context() as patch:
         patch.setattr(Figure2, "_rows_of", dies_at_the_second)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(ended_by):
             reproduce("figure2", "smoke", tmp_path)
     again = []
     monkeypatch.setattr(
@@ -95,6 +101,24 @@ def test_iterations_grow_and_no_bound_is_broken(made: Path) -> None:
         ratios = [ratio for r in found if r["quantity"].startswith("σ_max") for ratio in r["seeds"]]
         assert min(ratios) >= 1
         assert max(ratios) < 100, "a bound that holds by a factor of a hundred explains nothing"
+
+
+def test_a_prediction_is_judged_on_locks_that_it_has_not_seen(made: Path) -> None:
+    rows = json.loads((made / "prediction.json").read_text())["rows"]
+    locks = {r["lock"]: r["held_out"] for r in rows if r["quantity"] == SLOWDOWN}
+    assert sorted(locks.values()) == [False, False, True, True]
+    laws = {r["optimizer"]: r["laws"] for r in rows if r["quantity"] == "calibration"}
+    assert {name: law["rate"]["points"] for name, law in laws.items()} == {"sgd": 3, "adam": 3}
+    assert laws["sgd"]["rate"]["slope"] == 1
+    verdicts = [r for r in rows if r["quantity"].endswith("held out")]
+    assert {r["locks"] for r in verdicts} == {2}
+    for r in rows:
+        if r["quantity"] == RATE:
+            assert r["bracket"][0] <= r["measured"] <= r["bracket"][1]
+        if "predicted" in r:
+            assert r["predicted_interval"][0] < r["predicted"] < r["predicted_interval"][1]
+    kept = json.loads((made / "calibration.json").read_text())
+    assert {name: Calibration.from_dict(law) for name, law in kept.items()} == calibrations_in(rows)
 
 
 def test_a_row_has_its_interval() -> None:

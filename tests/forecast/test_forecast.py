@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from speclock.curvature import dense, extreme_eigenvalues
+from speclock.errors import InputError
 from speclock.forecast import Objective, largest_rate_found, measure, sharpness
 from speclock.models import Model, fingerprint, wrap
 from speclock.models.wiring import fully_connected_end
@@ -75,6 +76,14 @@ def test_the_rate_that_training_survives_is_near_what_curvature_says(base: Model
     tried = largest_rate_found(base, silhouettes, "sgd", found.rates["sgd"])
     assert tried.stable < tried.unstable <= 1.2 * tried.stable
     assert 1 <= tried.rate / found.rates["sgd"] <= 10
+
+
+def test_a_model_that_no_rate_trains_is_an_error(tiny: Model, digits: Task) -> None:
+    blind = tiny.copy()
+    for p in blind.module.parameters():
+        torch.nn.init.constant_(p, math.nan)
+    with pytest.raises(InputError, match=r"No learning rate down to .* stably with sgd"):
+        largest_rate_found(blind, digits, "sgd", 0.1, steps=2)
 
 
 def test_on_a_quadratic_the_rate_is_two_over_lambda(digits: Task) -> None:

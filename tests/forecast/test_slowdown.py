@@ -1,13 +1,22 @@
 """Laws that are fitted, and what a forecast says."""
 
+import dataclasses
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from speclock.errors import InputError
-from speclock.forecast.slowdown import Calibration, Law, fit_law, to_json
+from speclock.experiments.prediction import calibrations_in
+from speclock.forecast import Curvature, forecast, measure
+from speclock.forecast.slowdown import OPTIMIZERS, Calibration, calibrations, fit_law, to_json
+from speclock.models import Model
+from speclock.tasks.base import Task
 
 SIZES = st.floats(0.01, 100)
 
@@ -22,21 +31,94 @@ def test_an_exact_law_is_recovered(slope: float, factor: float) -> None:
 
 
 def test_the_interval_is_students() -> None:
-    """Residuals of ±1 around a constant: spread 1.1547 for four points, t of two degrees of freedom 2.92."""
+    """Residuals of ±1 around a constant: spread 1.1547 for four points, t of three degrees of freedom 2.3534, and
+    the mean itself is uncertain by a quarter of the variance."""
     law = fit_law([1.0, 1.0, 1.0, 1.0], [math.e, 1 / math.e, math.e, 1 / math.e], slope=1.0)
     found = law(1.0)
     assert found.value == pytest.approx(1.0)
-    assert math.log(found.high) == pytest.approx(2.91999 * 1.154701, rel=1e-4)
+    assert math.log(found.high) == pytest.approx(2.35336 * 1.154701 * math.sqrt(1.25), rel=1e-4)
     assert found.low == pytest.approx(1 / found.high)
 
 
+def test_the_interval_of_a_fitted_slope_agrees_with_a_reference() -> None:
+    """Against scipy's standard errors of slope and intercept, and wider the farther from the points."""
+    x, y = [0.5, 1.0, 3.0, 20.0, 90.0], [1.0, 1.3, 1.1, 4.0, 6.5]
+    law = fit_law(x, y)
+    line = stats.linregress(np.log(x), np.log(y))
+    assert (law.slope, law.intercept) == pytest.approx((line.slope, line.intercept))
+    assert law.spread == pytest.approx(line.stderr * np.sqrt(np.square(np.log(x) - np.mean(np.log(x))).sum()))
+    at_one = math.log(law(1.0).high / law(1.0).value) / stats.t.ppf(0.95, 3)
+    assert at_one == pytest.approx(math.hypot(law.spread, line.intercept_stderr))  # log 1 = 0
+    widths = [law(away).high / law(away).low for away in (5, 90, 1e4)]
+    assert widths == sorted(widths)
+    assert law.covers(20.0)
+    assert not law.covers(0.4)
+    assert not law.covers(100.0)
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=5, deadline=None)
+def test_nine_of_ten_new_points_lie_in_the_interval(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    inside = 0
+    for _ in range(400):
+        x = np.exp(rng.uniform(0, 4, 9))
+        y = 2 * x**0.5 * np.exp(rng.normal(0, 0.3, 9))
+        found = fit_law(x[:8].tolist(), y[:8].tolist())(float(x[8]))
+        inside += found.low <= y[8] <= found.high
+    assert 0.83 <= inside / 400 <= 0.96
+
+
 def test_two_points_are_no_calibration() -> None:
-    with pytest.raises(InputError, match=r"2 locks are too few"):
+    with pytest.raises(InputError, match=r"2 models are too few"):
         fit_law([1.0, 2.0], [1.0, 2.0])
 
 
-def test_a_calibration_survives_its_file() -> None:
-    import json
+def test_a_slope_needs_models_that_differ() -> None:
+    with pytest.raises(InputError, match=r"same curvature"):
+        fit_law([2.0, 2.0, 2.0], [1.0, 2.0, 3.0])
 
-    kept = Calibration(Law(0.1, 1.0, 0.2, 5), Law(0.0, 0.5, 0.3, 4), "5 models of cnn-mlp")
+
+def test_a_calibration_survives_its_file() -> None:
+    law = fit_law([1.0, 2.0, 5.0], [1.0, 2.0, 3.0])
+    kept = Calibration(law, fit_law([1.0, 2.0, 5.0], [1.0, 2.0, 3.0], slope=1.0), "5 models of cnn-mlp")
     assert Calibration.from_dict(json.loads(to_json({"sgd": kept}))["sgd"]) == kept
+
+
+def test_what_is_shipped_is_what_was_measured() -> None:
+    record = Path(__file__).parents[2] / "results/theory/prediction.json"
+    assert calibrations() == calibrations_in(json.loads(record.read_text())["rows"])
+
+
+@pytest.fixture(scope="module")
+def curvature(base: Model, silhouettes: Task) -> Curvature:
+    return measure(base, silhouettes, samples=16)
+
+
+def _sharpened(curvature: Curvature, factor: float) -> Curvature:
+    top = curvature.spectrum.lambda_max
+    spectrum = curvature.spectrum._replace(lambda_max=top._replace(value=factor * top.value))
+    return dataclasses.replace(curvature, spectrum=spectrum)
+
+
+def test_a_model_against_itself_is_no_slower(curvature: Curvature) -> None:
+    found = forecast(curvature, curvature)
+    assert found.curvature_ratio == 1
+    assert not found.extrapolated
+    for name in OPTIMIZERS:
+        assert found.slowdown[name].low < 1 < found.slowdown[name].high
+
+
+def test_sharper_is_slower_and_the_rate_falls_with_it(curvature: Curvature) -> None:
+    mild, strong, beyond = (forecast(_sharpened(curvature, factor), curvature) for factor in (2, 20, 1e6))
+    assert strong.rate["sgd"].value == pytest.approx(mild.rate["sgd"].value / 10)
+    for name in OPTIMIZERS:
+        assert mild.slowdown[name].value < strong.slowdown[name].value
+    assert beyond.extrapolated
+    assert not mild.extrapolated
+    assert json.loads(json.dumps(strong.to_dict()))["curvature_ratio"] == pytest.approx(20)
+
+
+def test_curvatures_of_different_samples_are_not_compared(curvature: Curvature) -> None:
+    with pytest.raises(InputError, match=r"measured on 16 examples .* 32 of .* Measure both on the same"):
+        forecast(curvature, dataclasses.replace(curvature, samples=32))

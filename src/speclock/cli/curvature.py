@@ -10,7 +10,10 @@ import click
 from speclock.cli.options import TASK_HELP, task_options
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from speclock.forecast.curvature import Curvature
+    from speclock.forecast.slowdown import Forecast, Range
 
 
 @click.command("curvature")
@@ -45,12 +48,14 @@ def command(
     """Print how curved the loss of MODEL is on a task: σ_max, κ, trace, bounds, the largest stable learning rates.
 
     The loss is the task's on a fixed sample, without dropout; a task with other labels gets a fresh head. Every
-    eigenvalue comes with its residual, within which a true one lies. With a base, also how the two compare.
+    eigenvalue comes with its residual, within which a true one lies. With a base, also how the two compare, and
+    what slowdown and rates that foretells.
 
     Example: speclock curvature locked --against base --task newsgroups:sci.med,rec.sport.hockey
     """
     from speclock import models, tasks
     from speclock.forecast.curvature import measure
+    from speclock.forecast.slowdown import forecast
 
     objective = tasks.load(task, **reading)
     named = {name: models.load(name) for name in (model, against) if name is not None}
@@ -66,18 +71,48 @@ def command(
         said = {
             **found[model].to_dict(),
             "against": None if against is None else found[against].to_dict(),
+            "forecast": None if against is None else forecast(found[model], found[against]).to_dict(),
         }
         click.echo(json.dumps(said, indent=1))
         return
     _print(found)
+    if against is not None:
+        _foretell(forecast(found[model], found[against]))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    terminal = Console()
+    return Console(width=terminal.width if terminal.is_terminal else 200)
+
+
+def _foretell(found: Forecast) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "forecast, 90% interval", "largest stable rate", "slowdown", box=None, pad_edge=False, header_style="bold"
+    )  # fmt: skip
+    for name in found.rate:
+        table.add_row(name, _span(found.rate[name]), _span(found.slowdown[name]))
+    console = _console()
+    console.print()
+    console.print(table)
+    beyond = ", which none of them reached: an extrapolation" if found.extrapolated else ""
+    console.print(
+        f"From curvature ×{found.curvature_ratio:.3g}{beyond}. Laws fitted on {found.made_from}; they know nothing "
+        f"of attackers who repair the spectrum first, for which run speclock audit."
+    )
+
+
+def _span(found: Range) -> str:
+    return f"{found.value:.2g} ({found.low:.2g} to {found.high:.2g})"
 
 
 def _print(found: dict[str, Curvature]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    terminal = Console()
-    console = Console(width=terminal.width if terminal.is_terminal else 200)
+    console = _console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for name in found:

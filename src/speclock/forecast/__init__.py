@@ -8,18 +8,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from speclock.forecast.curvature import Curvature, Sharpness, measure, sharpness
     from speclock.forecast.objective import Objective
+    from speclock.forecast.slowdown import Forecast, forecast
     from speclock.forecast.stability import largest_rate_found
 
 _HOMES = {
     "Curvature": "curvature",
+    "Forecast": "slowdown",
     "Objective": "objective",
     "Sharpness": "curvature",
+    "forecast": "slowdown",
     "largest_rate_found": "stability",
     "measure": "curvature",
     "sharpness": "curvature",
 }
 
-__all__ = ["Curvature", "Objective", "Sharpness", "largest_rate_found", "measure", "sharpness"]
+__all__ = [
+    "Curvature",
+    "Forecast",
+    "Objective",
+    "Sharpness",
+    "forecast",
+    "largest_rate_found",
+    "measure",
+    "sharpness",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,8 @@
 Each is a scaling law with measured constants. Theory says that the largest stable rate is a constant over
 λ_max, and that on a quadratic the steps grow with λ_max as long as the flattest direction that matters stays as it
 was. How far that carries on a network is an empirical matter: the constants and their spread come from locks that
-were made, measured and attacked (:mod:`speclock.experiments.prediction`).
+were made, measured and attacked (:mod:`speclock.experiments.prediction`), and are kept beside this file as
+``calibration.json``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from speclock.errors import InputError
+
+if TYPE_CHECKING:
+    from speclock.forecast.curvature import Curvature
 
 OPTIMIZERS = ("sgd", "adam")
 
@@ -39,11 +45,26 @@ class Law:
     spread: float
     """Standard deviation of the residuals, in natural logarithms."""
     points: int
+    center: float
+    """Mean of log x over the points."""
+    width: float | None
+    """Sum of squared deviations of log x from it; None where the slope was given."""
+    least: float
+    """The smallest x that it was fitted on."""
+    most: float
+    """The largest."""
+
+    def covers(self, x: float) -> bool:
+        """Whether x lies among the points, where the law does not extrapolate."""
+        return self.least <= x <= self.most
 
     def __call__(self, x: float) -> Range:
-        """``y`` at ``x`` with a 90% prediction interval (Student's t over the fit's degrees of freedom)."""
+        """``y`` at ``x`` with the 90% prediction interval of the regression (Student's t)."""
+        away = math.log(x) - self.center
+        uncertain = 1 + 1 / self.points + (0.0 if self.width is None else away**2 / self.width)
+        freedom = self.points - (1 if self.width is None else 2)
         middle = self.intercept + self.slope * math.log(x)
-        half = float(stats.t.ppf(0.95, max(1, self.points - 2))) * self.spread
+        half = float(stats.t.ppf(0.95, freedom)) * self.spread * math.sqrt(uncertain)
         return Range(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
@@ -55,14 +76,18 @@ def fit_law(x: Sequence[float], y: Sequence[float], *, slope: float | None = Non
     (1.0, 2.0)
     """
     if len(x) < 3:
-        raise InputError(f"{len(x)} locks are too few to calibrate on; measure at least 3.")
+        raise InputError(f"{len(x)} models are too few to calibrate on; measure at least 3.")
     log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
+    center = float(log_x.mean())
+    width = None if slope is not None else float(np.square(log_x - center).sum())
+    if width == 0:
+        raise InputError("All models have the same curvature; no slope can be fitted.")
     if slope is None:
-        slope, intercept = (float(value) for value in np.polyfit(log_x, log_y, 1))
-    else:
-        intercept = float(np.mean(log_y - slope * log_x))
+        slope = float(np.polyfit(log_x, log_y, 1)[0])
+    intercept = float(log_y.mean()) - slope * center
     residuals = log_y - intercept - slope * log_x
-    return Law(intercept, slope, float(residuals.std(ddof=1)), len(x))
+    spread = math.sqrt(float(np.square(residuals).sum()) / (len(x) - (1 if width is None else 2)))
+    return Law(intercept, slope, spread, len(x), center, width, min(x), max(x))
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,7 @@ class Calibration:
     rate: Law
     """Largest stable rate against the one that theory gives."""
     slowdown: Law
-    """Measured slowdown against the ratio of largest eigenvalues, locked over base."""
+    """Measured slowdown against the ratio of the Hessian's largest eigenvalues, locked over base."""
     made_from: str
     """What it was measured on."""
 
@@ -82,6 +107,62 @@ class Calibration:
         return cls(Law(**record["rate"]), Law(**record["slowdown"]), record["made_from"])
 
 
+@cache
+def calibrations() -> dict[str, Calibration]:
+    """The calibrations that come with speclock, by optimizer."""
+    kept = resources.files("speclock.forecast").joinpath("calibration.json").read_text(encoding="utf-8")
+    return {name: Calibration.from_dict(record) for name, record in json.loads(kept).items()}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an attacker who trains the locked model as it is will meet, by optimizer."""
+
+    curvature_ratio: float
+    """Largest eigenvalue of the Hessian, locked over base."""
+    rate: dict[str, Range]
+    """Largest stable learning rate on the locked model."""
+    slowdown: dict[str, Range]
+    """Steps to 90% of the base's best gain, locked over base."""
+    extrapolated: bool
+    """Whether the ratio lies outside what the laws were calibrated on."""
+    made_from: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "curvature_ratio": self.curvature_ratio,
+            "extrapolated": self.extrapolated,
+            "calibrated_on": self.made_from,
+            **{
+                name: {"largest_rate": self.rate[name]._asdict(), "slowdown": self.slowdown[name]._asdict()}
+                for name in OPTIMIZERS
+            },
+        }
+
+
+def forecast(locked: Curvature, base: Curvature) -> Forecast:
+    """What training ``locked`` will cost against training ``base``, both measured on one task and sample.
+
+    Raises :class:`InputError` where they were measured on different ones.
+    """
+    if (locked.task, locked.samples) != (base.task, base.samples):
+        raise InputError(
+            f"{locked.model} was measured on {locked.samples} examples of {locked.task}, {base.model} on "
+            f"{base.samples} of {base.task}. Measure both on the same."
+        )
+    after, before = locked.sharpness, base.sharpness
+    ratio = after.sgd.value / before.sgd.value
+    known = calibrations()
+    return Forecast(
+        ratio,
+        {name: known[name].rate(after.rates[name]) for name in OPTIMIZERS},
+        {name: known[name].slowdown(ratio) for name in OPTIMIZERS},
+        not all(known[name].slowdown.covers(ratio) for name in OPTIMIZERS),
+        known["sgd"].made_from,
+    )
+
+
 def to_json(found: dict[str, Calibration]) -> str:
-    """Calibrations by optimizer, for :meth:`Calibration.from_dict`."""
+    """Calibrations as :func:`calibrations` reads them."""
     return json.dumps({name: asdict(calibration) for name, calibration in found.items()}, indent=1)

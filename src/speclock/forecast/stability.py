@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from speclock.errors import InputError
 from speclock.forecast.objective import Objective
 from speclock.models import Model
 from speclock.recipe import Recipe
@@ -23,8 +24,8 @@ class Found(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """The bracket's geometric middle."""
-        return math.sqrt(self.stable * self.unstable)
+        """The bracket's geometric middle; where no rate was unstable, the largest tried."""
+        return self.stable if math.isinf(self.unstable) else math.sqrt(self.stable * self.unstable)
 
 
 def largest_rate_found(
@@ -46,6 +47,8 @@ def largest_rate_found(
     fresh head does. Beyond the edge some runs climb out of a sharp valley into a flat one and go on; what an
     attacker can *use* is the best of a sweep. From ``start`` the rate moves by fours until there is a bracket,
     which is then halved in the logarithm until its ends are within ``precision``.
+
+    Raises :class:`InputError` where no rate down to a millionth of ``start`` is stable.
     """
 
     def stable(rate: float) -> bool:
@@ -83,7 +86,11 @@ def largest_rate_found(
                 low = high / 4
             else:
                 high /= 4
-    while low > 0 and math.isfinite(high) and high / low > precision:
+        if low == 0:
+            raise InputError(
+                f"No learning rate down to {high:.1g} trains {model.name} stably with {optimizer}."
+            )
+    while math.isfinite(high) and high / low > precision:
         trials += 1
         middle = math.sqrt(low * high)
         low, high = (middle, high) if stable(middle) else (low, middle)
