@@ -100,6 +100,7 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
             "title": experiment.title,
             "rows": rows,
             "seconds": meter.seconds,
+            "resumed": work.resumed,  # then the seconds are those of its end
             "peak_memory_mb": meter.peak_memory_mb,
             "environment": environment(),
         }

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from speclock import models, tasks
+from speclock import models
 from speclock.experiments.base import Experiment, Row, row
+from speclock.experiments.families import FAMILIES, Family
 from speclock.forecast.curvature import sharpness
 from speclock.forecast.effort import Effort, best_score, fewest_steps
 from speclock.forecast.slowdown import OPTIMIZERS, Calibration, Range, fit_law, to_json
@@ -26,7 +25,6 @@ from speclock.locks import LOCKS
 from speclock.locks.base import lock
 from speclock.models import Model
 from speclock.recipe import Schooling
-from speclock.tasks.base import Task
 from speclock.training import school
 from speclock.workspace import write_text
 
@@ -36,111 +34,6 @@ if TYPE_CHECKING:
 
 RATE, SLOWDOWN = "largest stable rate", "slowdown"
 """What is foretold, as the record's rows call it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """A base and the locks of it that are measured."""
-
-    model: str
-    retain: str
-    attack: str
-    max_length: int = 128
-    schooling: dict[str, Any]
-    """How the base is made."""
-    locks: tuple[tuple[str, dict[str, Any]], ...]
-    """A random half, drawn by seed, calibrates; the others are held out."""
-    rates: dict[str, tuple[float, ...]]
-    """Learning rates of the race that finds the slowdown: for SGD in multiples of 2/λ_max, for Adam as they are,
-    since what is stable for it does not follow the curvature."""
-    steps: int
-    """Budget on the base; the target is 90% of the best gain over chance within it."""
-    patience: float
-    """A locked model's budget, in multiples of the steps that the base takes to the target."""
-    every: int
-    """Steps between two looks at the score."""
-    repeats: int
-    """Seeds of the race."""
-    stable_for: int
-    """Steps that a stable rate must survive."""
-    samples: int = 64
-
-    @cached_property
-    def retain_task(self) -> Task:
-        return tasks.load(self.retain, max_length=self.max_length)
-
-    @cached_property
-    def attack_task(self) -> Task:
-        return tasks.load(self.attack, max_length=self.max_length)
-
-    def held_out(self, seed: int) -> set[int]:
-        """Which locks, counted from 1, the laws are not fitted on."""
-        numbers = range(1, len(self.locks) + 1)
-        return set(random.Random(seed).sample(numbers, len(numbers) // 2))
-
-
-def _specdef(alpha: float, top_k: int, **more: Any) -> tuple[str, dict[str, Any]]:
-    return "specdef", {"alpha": alpha, "top_k": top_k, "max_utility_drop": 0.2, "evaluations": 4, **more}
-
-
-_ON_DIGITS = {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "retain": "task"}
-_ON_POSTS = {"lr": 2e-4, "max_utility_drop": 0.1}
-_TOPICS = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@2000/300"
-_OTHERS = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@320/200"
-
-FAMILIES = {
-    "cnn-mlp": Family(
-        model="cnn-mlp",
-        retain="mnist:0,1,2,3,4@6000/1000",
-        attack="mnist:5,6,7,8,9@400/400",
-        schooling={"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "epochs": 3},
-        locks=tuple(
-            _specdef(alpha, top_k, epochs=epochs, **_ON_DIGITS)
-            for epochs in (1, 4)
-            for alpha in (0.9, 0.5, 0.2, 0.05)
-            for top_k in (1, 8)
-        ),
-        rates={"sgd": (4, 2, 8, 1), "adam": (1e-3, 3e-3, 3e-4, 1e-2)},
-        steps=120,
-        patience=40,
-        every=3,
-        repeats=3,
-        stable_for=30,
-    ),
-    "minilm": Family(
-        model="minilm",
-        retain=_TOPICS,
-        attack=_OTHERS,
-        max_length=32,
-        schooling={"optimizer": "adamw", "lr": 2e-4, "schedule": "linear", "steps": 90},
-        locks=(
-            _specdef(0.5, 8, steps=40, **_ON_POSTS),
-            _specdef(0.02, 8, steps=40, **_ON_POSTS),
-            _specdef(0.02, 2, steps=80, **_ON_POSTS),
-            _specdef(0.02, 8, steps=80, **_ON_POSTS),
-            _specdef(0.005, 8, steps=80, **_ON_POSTS),
-            _specdef(0.001, 8, steps=80, **_ON_POSTS),
-        ),
-        rates={"sgd": (2, 4, 1), "adam": (3e-4, 1e-3, 1e-4)},
-        steps=40,
-        patience=8,
-        every=4,
-        repeats=1,
-        stable_for=20,
-    ),
-}
-FAMILIES["smoke"] = dataclasses.replace(
-    FAMILIES["cnn-mlp"],
-    retain="mnist:0,1,2,3,4@600/100",
-    attack="mnist:5,6,7,8,9@100/100",
-    locks=tuple(_specdef(alpha, 1, steps=10, **_ON_DIGITS) for alpha in (0.9, 0.5, 0.2, 0.1)),
-    rates={"sgd": (4, 2), "adam": (1e-3, 3e-3)},
-    steps=24,
-    patience=20,
-    repeats=1,
-    stable_for=10,
-    samples=16,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +77,7 @@ class Prediction(Experiment):
                 model = base if number == 0 else self._locked(family, base, number)
                 point = {
                     "family": name,
-                    "lock": "none" if number == 0 else _label(*family.locks[number - 1]),
+                    "lock": "none" if number == 0 else family.label(number),
                     "held_out": number in held_out,
                     **self._measured(family, model, points[0] if points else None),
                 }
@@ -314,7 +207,13 @@ def _rows_of(points: list[dict[str, Any]], optimizer: str, calibration: Calibrat
             | _foretold(calibration.rate(theory))
         )
         if p["lock"] != "none":
-            more = {"curvature_ratio": p["ratio"], "censored": slowdown["censored"]}
+            steps, rates = zip(*p["efforts"][optimizer], strict=True)
+            more = {
+                "curvature_ratio": p["ratio"],
+                "censored": slowdown["censored"],
+                "steps": steps,
+                "rates": rates,
+            }
             rows.append(
                 row(slowdown["seeds"], quantity=SLOWDOWN, **more, **what)
                 | _foretold(calibration.slowdown(p["ratio"]))
@@ -377,13 +276,3 @@ def _compare_(point: dict[str, Any], base: dict[str, Any], family: Family) -> No
 
 def _middle(found: dict[str, Any]) -> float:
     return Found(**found).rate
-
-
-def _label(name: str, settings: dict[str, Any]) -> str:
-    """A lock in a few words.
-
-    >>> _label("specdef", {"alpha": 0.5, "top_k": 8, "epochs": 4})
-    'specdef, α 0.5, k 8, epochs 4'
-    """
-    length = next((f"{unit} {settings[unit]}" for unit in ("epochs", "steps") if unit in settings), "")
-    return ", ".join(filter(None, [name, f"α {settings['alpha']:g}", f"k {settings['top_k']}", length]))

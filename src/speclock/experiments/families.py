@@ -1,0 +1,127 @@
+"""Locks of different strength on one base each: what the prediction is calibrated on and held against."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from speclock import tasks
+from speclock.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A base and the locks of it that are measured."""
+
+    model: str
+    retain: str
+    attack: str
+    max_length: int = 128
+    schooling: dict[str, Any]
+    """How the base is made."""
+    locks: tuple[tuple[str, dict[str, Any]], ...]
+    """A random half, drawn by seed, calibrates; the others are held out."""
+    rates: dict[str, tuple[float, ...]]
+    """Learning rates of the race that finds the slowdown: for SGD in multiples of 2/λ_max, for Adam as they are,
+    since what is stable for it does not follow the curvature."""
+    steps: int
+    """Budget on the base; the target is 90% of the best gain over chance within it."""
+    patience: float
+    """A locked model's budget, in multiples of the steps that the base takes to the target."""
+    every: int
+    """Steps between two looks at the score."""
+    repeats: int
+    """Seeds of the race."""
+    stable_for: int
+    """Steps that a stable rate must survive."""
+    samples: int = 64
+
+    @cached_property
+    def retain_task(self) -> Task:
+        return tasks.load(self.retain, max_length=self.max_length)
+
+    @cached_property
+    def attack_task(self) -> Task:
+        return tasks.load(self.attack, max_length=self.max_length)
+
+    def label(self, number: int) -> str:
+        """A lock, counted from 1, in a few words.
+
+        >>> FAMILIES["cnn-mlp"].label(9)
+        'specdef, α 0.9, k 1, epochs 4'
+        """
+        name, settings = self.locks[number - 1]
+        length = next(f"{unit} {settings[unit]}" for unit in ("epochs", "steps") if unit in settings)
+        return f"{name}, α {settings['alpha']:g}, k {settings['top_k']}, {length}"
+
+    def held_out(self, seed: int) -> set[int]:
+        """Which locks, counted from 1, the laws are not fitted on."""
+        numbers = range(1, len(self.locks) + 1)
+        return set(random.Random(seed).sample(numbers, len(numbers) // 2))
+
+
+def _specdef(alpha: float, top_k: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    return "specdef", {"alpha": alpha, "top_k": top_k, "max_utility_drop": 0.2, "evaluations": 4, **more}
+
+
+_ON_DIGITS = {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "retain": "task"}
+_ON_POSTS = {"lr": 2e-4, "max_utility_drop": 0.1}
+_TOPICS = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@2000/300"
+_OTHERS = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@320/200"
+
+FAMILIES = {
+    "cnn-mlp": Family(
+        model="cnn-mlp",
+        retain="mnist:0,1,2,3,4@6000/1000",
+        attack="mnist:5,6,7,8,9@400/400",
+        schooling={"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "epochs": 3},
+        locks=tuple(
+            _specdef(alpha, top_k, epochs=epochs, **_ON_DIGITS)
+            for epochs in (1, 4)
+            for alpha in (0.9, 0.5, 0.2, 0.05)
+            for top_k in (1, 8)
+        ),
+        rates={"sgd": (4, 2, 8, 1), "adam": (1e-3, 3e-3, 3e-4, 1e-2)},
+        steps=120,
+        patience=40,
+        every=3,
+        repeats=3,
+        stable_for=30,
+    ),
+    "minilm": Family(
+        model="minilm",
+        retain=_TOPICS,
+        attack=_OTHERS,
+        max_length=32,
+        schooling={"optimizer": "adamw", "lr": 2e-4, "schedule": "linear", "steps": 90},
+        locks=(
+            _specdef(0.5, 8, steps=40, **_ON_POSTS),
+            _specdef(0.02, 8, steps=40, **_ON_POSTS),
+            _specdef(0.02, 2, steps=80, **_ON_POSTS),
+            _specdef(0.02, 8, steps=80, **_ON_POSTS),
+            _specdef(0.005, 8, steps=80, **_ON_POSTS),
+            _specdef(0.001, 8, steps=80, **_ON_POSTS),
+        ),
+        rates={"sgd": (2, 4, 1), "adam": (3e-4, 1e-3, 1e-4)},
+        steps=40,
+        patience=8,
+        every=4,
+        repeats=1,
+        stable_for=20,
+    ),
+}
+FAMILIES["smoke"] = dataclasses.replace(
+    FAMILIES["cnn-mlp"],
+    retain="mnist:0,1,2,3,4@600/100",
+    attack="mnist:5,6,7,8,9@100/100",
+    locks=tuple(_specdef(alpha, 1, steps=10, **_ON_DIGITS) for alpha in (0.9, 0.5, 0.2, 0.1)),
+    rates={"sgd": (4, 2), "adam": (1e-3, 3e-3)},
+    steps=24,
+    patience=20,
+    repeats=1,
+    stable_for=10,
+    samples=16,
+)
