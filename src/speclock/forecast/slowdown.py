@@ -15,15 +15,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from speclock.errors import InputError
-
-if TYPE_CHECKING:
-    from speclock.forecast.curvature import Curvature
+from speclock.forecast.curvature import Curvature
 
 OPTIMIZERS = ("sgd", "adam")
 
