@@ -84,7 +84,7 @@ FAMILIES = {
             for alpha in (0.9, 0.5, 0.2, 0.05)
             for top_k in (1, 8)
         ),
-        rates={"sgd": (4, 2, 8, 1), "adam": (1e-3, 3e-3, 3e-4, 1e-2)},
+        rates={"sgd": (4, 2, 8, 1, 0.5, 0.25), "adam": (1e-3, 3e-3, 3e-4, 1e-2)},
         steps=120,
         patience=40,
         every=3,
@@ -105,7 +105,7 @@ FAMILIES = {
             _specdef(0.005, 8, steps=80, **_ON_POSTS),
             _specdef(0.001, 8, steps=80, **_ON_POSTS),
         ),
-        rates={"sgd": (2, 4, 1), "adam": (3e-4, 1e-3, 1e-4)},
+        rates={"sgd": (2, 4, 1, 0.5), "adam": (3e-4, 1e-3, 1e-4)},
         steps=40,
         patience=8,
         every=4,
