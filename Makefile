@@ -66,6 +66,8 @@ records-standard: $(VENV)/.installed
 	$(BIN)/speclock audit out/demo/locked --base out/demo/base --retain-task $(TOPICS)@2000/300 \
 	    --attack-task $(OTHERS)@320/200 --public-base minilm --suite standard --steps 24 --seeds 3 --jobs 2 \
 	    --max-length 32 --resume --out results/minilm-standard
+	$(BIN)/python benchmarks/stock_attacks.py results/minilm-standard out/demo/locked \
+	    --out results/minilm-standard/stock_attacks.json
 
 # Figures 1 and 2 as the paper has them, some minutes; the calibration of speclock's forecasts, an hour and a half.
 records-theory: $(VENV)/.installed
