@@ -542,7 +542,7 @@ def comparison(record: Record, *, narrow: bool = False) -> Drawing | None:
         color=COLORS["base"],
     )
     axes.set_xlabel("utility")
-    axes.set_ylabel("uplift (1: no lock, 0: weights worth nothing)")
+    axes.set_ylabel("uplift")
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     axes.grid(axis="y")
