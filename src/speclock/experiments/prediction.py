@@ -36,6 +36,10 @@ RATE, SLOWDOWN = "largest stable rate", "slowdown"
 """What is foretold, as the record's rows call it."""
 
 
+_MARKERS = {"cnn-mlp": "o", "minilm": "s", "smoke": "o"}
+_UNFINISHED = "^"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Experiment):
     """For every lock: curvature, the largest stable rate by bisection, and the slowdown by a race of rates.
@@ -156,7 +160,7 @@ class Prediction(Experiment):
                 )
                 for r in found:
                     color = COLORS["locked"] if r["held_out"] else COLORS["base"]
-                    marker = "^" if r.get("censored") else {"minilm": "s"}.get(r["family"], "o")
+                    marker = _UNFINISHED if r.get("censored") else _MARKERS[r["family"]]
                     axes.plot(r["predicted"], r["measured"], marker, color=color, ms=5, mew=0, alpha=0.85)
                 axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
                 axes.set_title(
@@ -167,7 +171,11 @@ class Prediction(Experiment):
                 axes.set_ylabel("measured")
         for label, color in (("calibration", "base"), ("held out", "locked")):
             grid[0, 0].plot([], [], "o", color=COLORS[color], ms=5, mew=0, label=label)
-        grid[0, 0].legend(frameon=False)
+        grid[0, 0].legend(frameon=False, handletextpad=0.2)
+        shapes = {family: _MARKERS[family] for family in self.families} | {"not there in time": _UNFINISHED}
+        for label, marker in shapes.items():
+            grid[1, 0].plot([], [], marker, color=COLORS["muted"], ms=5, mew=0, label=label)
+        grid[1, 0].legend(frameon=False, handletextpad=0.2, loc="lower right")
         return figure
 
 
