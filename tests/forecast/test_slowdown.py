@@ -97,7 +97,7 @@ def curvature(base: Model, silhouettes: Task) -> Curvature:
 
 def _sharpened(curvature: Curvature, factor: float) -> Curvature:
     top = curvature.spectrum.lambda_max
-    spectrum = curvature.spectrum._replace(lambda_max=top._replace(value=factor * top.value))
+    spectrum = dataclasses.replace(curvature.spectrum, lambda_max=top._replace(value=factor * top.value))
     return dataclasses.replace(curvature, spectrum=spectrum)
 
 
