@@ -98,7 +98,7 @@ def _foretell(found: Forecast) -> None:
     console = _console()
     console.print()
     console.print(table)
-    beyond = ", which none of them reached: an extrapolation" if found.extrapolated else ""
+    beyond = ", outside what the laws were fitted on: an extrapolation" if found.extrapolated else ""
     console.print(
         f"From curvature ×{found.curvature_ratio:.3g}{beyond}. Laws fitted on {found.made_from}; they know nothing "
         f"of attackers who repair the spectrum first, for which run speclock audit."
