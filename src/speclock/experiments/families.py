@@ -16,6 +16,7 @@ from speclock.tasks.base import Task
 class Family:
     """A base and the locks of it that are measured."""
 
+    name: str
     model: str
     retain: str
     attack: str
@@ -50,7 +51,7 @@ class Family:
     def label(self, number: int) -> str:
         """A lock, counted from 1, in a few words.
 
-        >>> FAMILIES["cnn-mlp"].label(9)
+        >>> DIGITS.label(9)
         'specdef, α 0.9, k 1, epochs 4'
         """
         name, settings = self.locks[number - 1]
@@ -72,49 +73,52 @@ _ON_POSTS = {"lr": 2e-4, "max_utility_drop": 0.1}
 _TOPICS = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@2000/300"
 _OTHERS = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@320/200"
 
-FAMILIES = {
-    "cnn-mlp": Family(
-        model="cnn-mlp",
-        retain="mnist:0,1,2,3,4@6000/1000",
-        attack="mnist:5,6,7,8,9@400/400",
-        schooling={"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "epochs": 3},
-        locks=tuple(
-            _specdef(alpha, top_k, epochs=epochs, **_ON_DIGITS)
-            for epochs in (1, 4)
-            for alpha in (0.9, 0.5, 0.2, 0.05)
-            for top_k in (1, 8)
-        ),
-        rates={"sgd": (4, 2, 8, 1, 0.5, 0.25), "adam": (1e-3, 3e-3, 3e-4, 1e-2)},
-        steps=120,
-        patience=40,
-        every=3,
-        repeats=3,
-        stable_for=30,
+DIGITS = Family(
+    name="cnn-mlp",
+    model="cnn-mlp",
+    retain="mnist:0,1,2,3,4@6000/1000",
+    attack="mnist:5,6,7,8,9@400/400",
+    schooling={"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "epochs": 3},
+    locks=tuple(
+        _specdef(alpha, top_k, epochs=epochs, **_ON_DIGITS)
+        for epochs in (1, 4)
+        for alpha in (0.9, 0.5, 0.2, 0.05)
+        for top_k in (1, 8)
     ),
-    "minilm": Family(
-        model="minilm",
-        retain=_TOPICS,
-        attack=_OTHERS,
-        max_length=32,
-        schooling={"optimizer": "adamw", "lr": 2e-4, "schedule": "linear", "steps": 90},
-        locks=(
-            _specdef(0.5, 8, steps=40, **_ON_POSTS),
-            _specdef(0.02, 8, steps=40, **_ON_POSTS),
-            _specdef(0.02, 2, steps=80, **_ON_POSTS),
-            _specdef(0.02, 8, steps=80, **_ON_POSTS),
-            _specdef(0.005, 8, steps=80, **_ON_POSTS),
-            _specdef(0.001, 8, steps=80, **_ON_POSTS),
-        ),
-        rates={"sgd": (2, 4, 1, 0.5), "adam": (3e-4, 1e-3, 1e-4)},
-        steps=40,
-        patience=8,
-        every=4,
-        repeats=1,
-        stable_for=20,
+    rates={"sgd": (4, 2, 8, 1, 0.5, 0.25), "adam": (1e-3, 3e-3, 3e-4, 1e-2)},
+    steps=120,
+    patience=40,
+    every=3,
+    repeats=3,
+    stable_for=30,
+)
+
+POSTS = Family(
+    name="minilm",
+    model="minilm",
+    retain=_TOPICS,
+    attack=_OTHERS,
+    max_length=32,
+    schooling={"optimizer": "adamw", "lr": 2e-4, "schedule": "linear", "steps": 90},
+    locks=(
+        _specdef(0.5, 8, steps=40, **_ON_POSTS),
+        _specdef(0.02, 8, steps=40, **_ON_POSTS),
+        _specdef(0.02, 2, steps=80, **_ON_POSTS),
+        _specdef(0.02, 8, steps=80, **_ON_POSTS),
+        _specdef(0.005, 8, steps=80, **_ON_POSTS),
+        _specdef(0.001, 8, steps=80, **_ON_POSTS),
     ),
-}
-FAMILIES["smoke"] = dataclasses.replace(
-    FAMILIES["cnn-mlp"],
+    rates={"sgd": (2, 4, 1, 0.5), "adam": (3e-4, 1e-3, 1e-4)},
+    steps=40,
+    patience=8,
+    every=4,
+    repeats=1,
+    stable_for=20,
+)
+
+SMOKE = dataclasses.replace(
+    DIGITS,
+    name="smoke",
     retain="mnist:0,1,2,3,4@600/100",
     attack="mnist:5,6,7,8,9@100/100",
     locks=tuple(_specdef(alpha, 1, steps=10, **_ON_DIGITS) for alpha in (0.9, 0.5, 0.2, 0.1)),

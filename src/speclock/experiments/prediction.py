@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from speclock import models
 from speclock.experiments.base import Experiment, Row, row
-from speclock.experiments.families import FAMILIES, Family
+from speclock.experiments.families import DIGITS, POSTS, SMOKE, Family
 from speclock.forecast.curvature import sharpness
 from speclock.forecast.effort import Effort, best_score, fewest_steps
 from speclock.forecast.slowdown import OPTIMIZERS, Calibration, Range, fit_law, to_json
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 RATE, SLOWDOWN = "largest stable rate", "slowdown"
 """What is foretold, as the record's rows call it."""
 
-
 _MARKERS = {"cnn-mlp": "o", "minilm": "s", "smoke": "o"}
 _UNFINISHED = "^"
 
@@ -47,40 +46,39 @@ class Prediction(Experiment):
     Laws are fitted on half of each family's locks, all families together, and held against the others.
     """
 
-    families: tuple[str, ...] = ("cnn-mlp", "minilm")
+    families: tuple[Family, ...] = (DIGITS, POSTS)
     seed: int = 0
 
     name: ClassVar[str] = "prediction"
     title: ClassVar[str] = "Rates and slowdowns foretold from curvature"
     scales: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": {"families": ("smoke",)},
-        "small": {"families": ("cnn-mlp",)},
+        "smoke": {"families": (SMOKE,)},
+        "small": {"families": (DIGITS,)},
         "paper": {},
     }
 
     def rows(self, kept: Path) -> list[Row]:
-        measured = [point for name in self.families for point in self._points(name, kept)]
+        measured = [point for family in self.families for point in self._points(family, kept)]
         rows: list[Row] = []
         for optimizer in OPTIMIZERS:
             calibration = calibrate([p for p in measured if not p["held_out"]], optimizer)
             rows += _rows_of(measured, optimizer, calibration)
         return rows
 
-    def _points(self, name: str, kept: Path) -> list[dict[str, Any]]:
+    def _points(self, family: Family, kept: Path) -> list[dict[str, Any]]:
         """What was measured on the base and on every lock of a family; the base is the first."""
-        family = FAMILIES[name]
         held_out = family.held_out(self.seed)
         base: Model | None = None
         points: list[dict[str, Any]] = []
         for number in tqdm(
-            range(len(family.locks) + 1), desc=f"prediction: {name}", unit="lock", disable=None
+            range(len(family.locks) + 1), desc=f"prediction: {family.name}", unit="lock", disable=None
         ):
-            file = kept / f"{name}-{number}.json"
+            file = kept / f"{family.name}-{number}.json"
             if not file.exists():
                 base = base or self._base(family)
                 model = base if number == 0 else self._locked(family, base, number)
                 point = {
-                    "family": name,
+                    "family": family.name,
                     "lock": "none" if number == 0 else family.label(number),
                     "held_out": number in held_out,
                     **self._measured(family, model, points[0] if points else None),
@@ -128,7 +126,7 @@ class Prediction(Experiment):
         return {
             "utility": family.retain_task.score(model.module, model),
             "theory": sharp.rates,
-            "lambda": {name: found.value for name, found in sharp._asdict().items()},
+            "lambda": {name: largest.value for name, largest in sharp._asdict().items()},
             "found": found,
             "targets": targets,
             "efforts": efforts,
@@ -172,7 +170,9 @@ class Prediction(Experiment):
         for label, color in (("calibration", "base"), ("held out", "locked")):
             grid[0, 0].plot([], [], "o", color=COLORS[color], ms=5, mew=0, label=label)
         grid[0, 0].legend(frameon=False, handletextpad=0.2)
-        shapes = {family: _MARKERS[family] for family in self.families} | {"not there in time": _UNFINISHED}
+        shapes = {family.name: _MARKERS[family.name] for family in self.families} | {
+            "not there in time": _UNFINISHED
+        }
         for label, marker in shapes.items():
             grid[1, 0].plot([], [], marker, color=COLORS["muted"], ms=5, mew=0, label=label)
         grid[1, 0].legend(frameon=False, handletextpad=0.2, loc="lower right")
