@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from speclock.errors import InputError
 from speclock.experiments.prediction import calibrations_in
@@ -67,6 +67,38 @@ def test_nine_of_ten_new_points_lie_in_the_interval(seed: int) -> None:
         found = fit_law(x[:8].tolist(), y[:8].tolist())(float(x[8]))
         inside += found.low <= y[8] <= found.high
     assert 0.83 <= inside / 400 <= 0.96
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=10, deadline=None)
+def test_a_censored_fit_is_the_most_likely_one(seed: int) -> None:
+    """Against the likelihood itself, maximised by scipy."""
+    rng = np.random.default_rng(seed)
+    x = np.sort(rng.uniform(0, 4, 12))
+    truth = 0.5 + 1.2 * x + rng.normal(0, 0.4, 12)
+    y, censored = np.minimum(truth, 3.5), truth > 3.5
+
+    def surprise(at: np.ndarray) -> float:
+        away = (y - at[0] - at[1] * x) / math.exp(at[2])
+        return float(np.where(censored, -stats.norm.logsf(away), at[2] - stats.norm.logpdf(away)).sum())
+
+    best = optimize.minimize(
+        surprise, [0.5, 1.2, -1.0], method="Nelder-Mead", tol=1e-10, options={"maxiter": 5000}
+    )
+    law = fit_law(np.exp(x).tolist(), np.exp(y).tolist(), censored=censored.tolist())
+    assert (law.intercept, law.slope) == pytest.approx(tuple(best.x[:2]), abs=1e-4)
+    assert law.spread == pytest.approx(math.exp(best.x[2]) * math.sqrt(12 / 10), rel=1e-4)
+
+
+def test_what_ran_out_of_time_does_not_bend_the_law() -> None:
+    """Cut off at 10, an exact law of slope 1 still is one; taken at its word, it flattens."""
+    x, y = [1.0, 3.0, 9.0, 40.0, 80.0], [1.1, 2.8, 9.2, 10.0, 10.0]
+    cut = [value == 10.0 for value in y]
+    assert fit_law(x, y, censored=cut).slope == pytest.approx(1, abs=0.05)
+    assert fit_law(x, y).slope < 0.6
+    assert fit_law(x, y, censored=cut).most == 80
+    with pytest.raises(InputError, match=r"No model reached its target in time"):
+        fit_law(x, y, censored=[True] * 5)
 
 
 def test_two_points_are_no_calibration() -> None:

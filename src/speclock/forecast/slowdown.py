@@ -18,6 +18,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from speclock.errors import InputError
@@ -36,7 +37,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Law:
-    """``log y = intercept + slope · log x ± spread``, fitted by least squares."""
+    """``log y = intercept + slope · log x ± spread``, by least squares (:func:`fit_law`)."""
 
     intercept: float
     slope: float
@@ -66,8 +67,18 @@ class Law:
         return Range(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
-def fit_law(x: Sequence[float], y: Sequence[float], *, slope: float | None = None) -> Law:
+def fit_law(
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    slope: float | None = None,
+    censored: Sequence[bool] | None = None,
+) -> Law:
     """Fit ``y`` against ``x``, both positive, in logarithms; with ``slope`` only the intercept is free.
+
+    Where ``censored``, ``y`` is what the truth at least is. Such points are neither left out, which would bend the
+    law towards what was easy to measure, nor taken for the truth: the fit is the most likely one with normal
+    residuals [Tobin 1958], by expectation maximisation.
 
     >>> law = fit_law([1.0, 10.0, 100.0], [2.0, 20.0, 200.0])
     >>> round(law.slope, 6), round(math.exp(law.intercept), 6)
@@ -76,16 +87,41 @@ def fit_law(x: Sequence[float], y: Sequence[float], *, slope: float | None = Non
     if len(x) < 3:
         raise InputError(f"{len(x)} models are too few to calibrate on; measure at least 3.")
     log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
+    at_least = np.zeros(len(x), bool) if censored is None else np.asarray(censored, bool)
+    if at_least.all():
+        raise InputError("No model reached its target in time; no law can be fitted. Raise the budget.")
     center = float(log_x.mean())
     width = None if slope is not None else float(np.square(log_x - center).sum())
     if width == 0:
         raise InputError("All models have the same curvature; no slope can be fitted.")
-    if slope is None:
-        slope = float(np.polyfit(log_x, log_y, 1)[0])
-    intercept = float(log_y.mean()) - slope * center
-    residuals = log_y - intercept - slope * log_x
-    spread = math.sqrt(float(np.square(residuals).sum()) / (len(x) - (1 if width is None else 2)))
-    return Law(intercept, slope, spread, len(x), center, width, min(x), max(x))
+    intercept, tilt, variance = math.nan, 0.0 if slope is None else slope, math.nan
+    expected, unsure = log_y, 0.0
+    for _ in range(10_000):
+        before = (intercept, tilt)
+        if slope is None:
+            tilt = float(np.polyfit(log_x, expected, 1)[0])
+        intercept = float(expected.mean()) - tilt * center
+        residuals = expected - intercept - tilt * log_x
+        variance = (float(np.square(residuals).sum()) + unsure) / len(x)
+        if np.allclose((intercept, tilt), before, rtol=0, atol=1e-10) or not at_least.any():
+            break
+        expected, unsure = _expected(log_y, expected - residuals, math.sqrt(variance), at_least)
+    spread = math.sqrt(variance * len(x) / (len(x) - (1 if width is None else 2)))
+    return Law(intercept, tilt, spread, len(x), center, width, min(x), max(x))
+
+
+def _expected(
+    known: NDArray[np.floating], said: NDArray[np.floating], spread: float, at_least: NDArray[np.bool_]
+) -> tuple[NDArray[np.floating], float]:
+    """What censored values are on average, given the line and that they exceed what is known; and their variances' sum.
+
+    Mean and variance of a truncated normal variable, by its hazard φ/(1 − Φ).
+    """
+    beyond = (known - said)[at_least] / spread
+    hazard = np.exp(stats.norm.logpdf(beyond) - stats.norm.logsf(beyond))
+    expected = known.copy()
+    expected[at_least] = said[at_least] + spread * hazard
+    return expected, float(spread**2 * (1 + beyond * hazard - hazard**2).sum())
 
 
 @dataclass(frozen=True)
