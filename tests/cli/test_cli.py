@@ -281,13 +281,13 @@ def test_curvature_prints_and_parses(
         max(abs(said[name]["value"]) for name in ("lambda_max", "lambda_min"))
     )
     assert said["lambda_max"]["residual"] <= 1e-2 * said["sigma_max"]
-    assert said["largest_rate"]["sgd"] == pytest.approx(2 / said["lambda_max"]["value"])
+    assert said["largest_rate"]["sgd"] == pytest.approx(2 / said["settled_lambda_max"]["value"])
     assert said["against"]["fingerprint"] != said["fingerprint"]
     assert max(bound["value"] for bound in said["bounds"]) <= said["sigma_max"] * 1.001
     assert main(asked) == 0
     table = capsys.readouterr().out
     assert "σ_max(H)" in table
-    assert "largest stable rate, Adam" in table
+    assert "stable on a quadratic, Adam" in table
 
 
 def test_reproduce_writes_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

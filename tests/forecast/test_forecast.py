@@ -46,7 +46,7 @@ def test_what_is_measured_agrees_with_the_dense_hessian(tiny: Model, digits: Tas
     twin = dense(Objective.of(tiny, digits, samples=32).hessian()).double()
     values = torch.linalg.eigvalsh(twin)
     assert found.spectrum.lambda_max.value == pytest.approx(float(values[-1]), rel=1e-4)
-    assert found.sharpness.rates["sgd"] == pytest.approx(2 / float(values[-1]), rel=1e-4)
+    assert found.sharpness.start == found.spectrum.lambda_max
     assert found.to_dict()["sigma_max"] == pytest.approx(float(values.abs().max()), rel=1e-4)
     blocks = {row["name"]: row for row in found.matrices}
     assert set(blocks) == {"2.weight", "5.weight"}
@@ -54,6 +54,27 @@ def test_what_is_measured_agrees_with_the_dense_hessian(tiny: Model, digits: Tas
     block = torch.linalg.matrix_norm(twin[start : start + 80, start : start + 80], 2)
     assert blocks["5.weight"]["block_sigma_max"] == pytest.approx(float(block), rel=1e-3)
     assert max(row["block_sigma_max"] for row in found.matrices) <= found.to_dict()["sigma_max"] * (1 + 1e-4)
+
+
+def test_sharpness_settles_as_gradient_descent_does(tiny: Model, digits: Task) -> None:
+    """By hand: three steps at 2/λ_max, a dense Hessian after each, the median; the model itself stays."""
+    before = fingerprint(tiny)
+    found = sharpness(tiny, digits, samples=32)
+    assert fingerprint(tiny) == before
+    objective = Objective.of(tiny, digits, samples=32)
+    module = objective.model.module
+    (batch,) = digits.limit(train=32).batches(tiny, "train", 32)
+    tops = []
+    for _ in range(3):
+        module.zero_grad()
+        nn.functional.cross_entropy(module(batch["pixel_values"]), batch["labels"]).backward()
+        with torch.no_grad():
+            for p in module.parameters():
+                assert p.grad is not None
+                p.sub_(p.grad, alpha=2 / found.start.value)
+        tops.append(float(torch.linalg.eigvalsh(dense(objective.hessian()).double())[-1]))
+    assert found.settled.value == pytest.approx(sorted(tops)[1], rel=1e-2)
+    assert found.rates["sgd"] == pytest.approx(2 / found.settled.value)
 
 
 def test_bounds_of_a_models_end_hold_for_all_of_it(base: Model, digits: Task) -> None:

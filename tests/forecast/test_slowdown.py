@@ -128,9 +128,9 @@ def curvature(base: Model, silhouettes: Task) -> Curvature:
 
 
 def _sharpened(curvature: Curvature, factor: float) -> Curvature:
-    top = curvature.spectrum.lambda_max
-    spectrum = dataclasses.replace(curvature.spectrum, lambda_max=top._replace(value=factor * top.value))
-    return dataclasses.replace(curvature, spectrum=spectrum)
+    settled = curvature.sharpness.settled
+    sharper = curvature.sharpness._replace(settled=settled._replace(value=factor * settled.value))
+    return dataclasses.replace(curvature, sharpness=sharper)
 
 
 def test_a_model_against_itself_is_no_slower(curvature: Curvature) -> None:
@@ -149,6 +149,11 @@ def test_sharper_is_slower_and_the_rate_falls_with_it(curvature: Curvature) -> N
     assert beyond.extrapolated
     assert not mild.extrapolated
     assert json.loads(json.dumps(strong.to_dict()))["curvature_ratio"] == pytest.approx(20)
+
+
+def test_without_curvature_there_is_nothing_to_foretell(curvature: Curvature) -> None:
+    with pytest.raises(InputError, match=r"16 examples of .* curves upwards nowhere"):
+        forecast(_sharpened(curvature, 0.0), curvature)
 
 
 def test_curvatures_of_different_samples_are_not_compared(curvature: Curvature) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(1), help="Training examples.")
 @click.option(
     "--batch-size",
-    default=32,
+    default=16,
     show_default=True,
     type=click.IntRange(1),
     help="Of these at once; bounds memory.",
@@ -167,8 +167,9 @@ _LINES = {
     "κ": _kappa,
     "trace": lambda c: _eigenvalue(*c.spectrum.trace),
     "σ_max(H) by the theorems": _best_bound,
-    "largest, as Adam sees it": lambda c: _eigenvalue(*c.adam),
-    "largest stable rate, SGD": lambda c: f"{c.sharpness.rates['sgd']:.3g}",
-    "largest stable rate, Adam": lambda c: f"{c.sharpness.rates['adam']:.3g}",
+    "largest, after a few steps": lambda c: _eigenvalue(*c.sharpness.settled),
+    "largest, as Adam sees it": lambda c: _eigenvalue(*c.sharpness.adam),
+    "stable on a quadratic, SGD": lambda c: f"{c.sharpness.rates['sgd']:.3g}",
+    "stable on a quadratic, Adam": lambda c: f"{c.sharpness.rates['adam']:.3g}",
 }
 """What the table shows of a model, line by line."""

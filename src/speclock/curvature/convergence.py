@@ -8,10 +8,12 @@ import math
 def largest_stable_rate(lambda_max: float) -> float:
     """``2/λ_max``: above it gradient descent leaves every minimum of that curvature [§2; Nesterov 2013].
 
+    Infinite where nothing curves upwards.
+
     >>> largest_stable_rate(4.0)
     0.5
     """
-    return 2 / lambda_max
+    return 2 / lambda_max if lambda_max > 0 else math.inf
 
 
 def largest_stable_adam_rate(lambda_max: float, beta1: float = 0.9) -> float:
@@ -24,7 +26,7 @@ def largest_stable_adam_rate(lambda_max: float, beta1: float = 0.9) -> float:
     >>> round(largest_stable_adam_rate(1.0))
     38
     """
-    return (2 + 2 * beta1) / ((1 - beta1) * lambda_max)
+    return (1 + beta1) / (1 - beta1) * largest_stable_rate(lambda_max)
 
 
 def gradient_descent_steps(kappa: float, tolerance: float = 1e-6) -> float:

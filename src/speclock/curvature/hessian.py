@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ class Hessian(LinearOperator):
 
     A product is the gradient of ``⟨∇L, v⟩``, twice through autograd [Pearlmutter 1994], share by share: its memory
     is that of one mini-batch, within three times what a backward pass over it takes, and its time about three
-    backward passes'.
+    backward passes'. Of vectors as long as the weights there is the result and nothing else.
 
     The loss must be a fixed function of the parameters: no dropout, no batch statistics, the same sample
     every time. It is a ``scipy`` operator of the parameters' dtype, so everything there that takes one takes
@@ -77,45 +78,75 @@ class Hessian(LinearOperator):
         return Hessian(self.shares, self.parameters, (1 / np.sqrt(P)).astype(self.dtype))
 
     def _matvec(self, v: NDArray[np.floating]) -> NDArray[np.floating]:
-        params = list(self.parameters.values())
-        v = v.reshape(-1) if self.scale is None else self.scale * v.reshape(-1)
-        flat = torch.as_tensor(np.ascontiguousarray(v), dtype=params[0].dtype)
-        sizes = [p.numel() for p in params]
-        parts = [part.view_as(p).to(p.device) for part, p in zip(flat.split(sizes), params, strict=True)]
-        totals = [torch.zeros_like(p) for p in params]
-        for share in self.shares:
-            gradient = self._gradient_of(share, create_graph=True)
-            curved = [(g, part) for g, part in zip(gradient, parts, strict=True) if g.requires_grad]
-            if not curved:  # the share is linear in the parameters
-                continue
-            slopes, along = zip(*curved, strict=True)
-            products = torch.autograd.grad(slopes, params, along, materialize_grads=True)
-            for total, product in zip(totals, products, strict=True):
-                total += product  # noqa: PLW2901  # in place
-            del gradient, curved, slopes, products  # before the next share fills memory anew
+        v = np.ascontiguousarray(v.reshape(-1), self.dtype)
+        with self._collected() as found:
+            for share in self.shares:
+                slope = self._slope(share, v)
+                if slope.requires_grad:  # otherwise the share is linear in the parameters
+                    slope.backward(inputs=list(self.parameters.values()))
         if self.heard is not None:
             self.heard()
-        found: NDArray[np.floating] = _flat(totals).numpy()
-        return found if self.scale is None else self.scale * found
+        return found
 
     def gradient(self) -> NDArray[np.floating]:
         """``∇L``, or ``S ∇L``: one backward pass over all shares."""
-        g: NDArray[np.floating] = sum(_flat(self._gradient_of(share)) for share in self.shares).numpy()  # type: ignore[union-attr]
-        return g if self.scale is None else self.scale * g
+        with self._collected() as found:
+            for share in self.shares:
+                share().backward(inputs=list(self.parameters.values()))
+        return found
 
-    def _gradient_of(self, share: Share, *, create_graph: bool = False) -> tuple[Tensor, ...]:
-        # Fused attention kernels have no second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
-            return torch.autograd.grad(
-                share(), list(self.parameters.values()), create_graph=create_graph, materialize_grads=True
-            )
+    def _slope(self, share: Share, v: NDArray[np.floating]) -> Float[Tensor, ""]:
+        """``⟨∇share, S v⟩``, differentiable. Each parameter's gradient is dropped once its term is known."""
+        along, scale = self.parts(v), None if self.scale is None else self.parts(self.scale)
+        terms = [torch.zeros((), dtype=next(iter(along.values())).dtype)]
+
+        def contract(name: str, gradient: Tensor) -> Tensor:
+            part = along[name] if scale is None else along[name] * scale[name]
+            terms.append((gradient * part.to(gradient.device)).sum().to(terms[0].device))
+            return gradient.new_zeros(()).expand_as(gradient)  # for autograd to keep in its place
+
+        hooks = [p.register_hook(partial(contract, name)) for name, p in self.parameters.items()]
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no second derivative
+                torch.autograd.grad(
+                    share(), list(self.parameters.values()), create_graph=True, allow_unused=True
+                )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(terms).sum()
+
+    @contextlib.contextmanager
+    def _collected(self) -> Iterator[NDArray[np.floating]]:
+        """A flat vector, S times what backward passes meanwhile add up in the parameters' ``.grad``.
+
+        On a CPU these are its parts, so that no second copy is made.
+        """
+        found = np.zeros(self.shape[0], self.dtype)
+        parts = self.parts(found)
+        sums = {name: parts[name].to(p.device) for name, p in self.parameters.items()}
+        kept = {name: p.grad for name, p in self.parameters.items()}
+        try:
+            for name, p in self.parameters.items():
+                p.grad = sums[name]
+            yield found
+            for name, part in parts.items():
+                part.copy_(sums[name])
+            if self.scale is not None:
+                found *= self.scale
+        finally:
+            for name, p in self.parameters.items():
+                p.grad = kept[name]
+
+    def parts(self, flat: NDArray[np.floating]) -> dict[str, Tensor]:
+        """Views of a flat vector in the shapes of the parameters."""
+        pieces = torch.from_numpy(flat).split([p.numel() for p in self.parameters.values()])
+        return {
+            name: piece.view_as(p) for piece, (name, p) in zip(pieces, self.parameters.items(), strict=True)
+        }
 
     def _adjoint(self) -> Hessian:
         return self
-
-
-def _flat(parts: Sequence[Tensor]) -> Float[Tensor, " p"]:
-    return torch.cat([part.detach().reshape(-1).cpu() for part in parts])
 
 
 class Eigenvalue(NamedTuple):
@@ -142,7 +173,7 @@ def extreme_eigenvalues(
         values, _ = np.linalg.eigh(dense(H).double().numpy())
         key = {"LM": -np.abs(values), "LA": -values, "SA": values}[which]
         return [Eigenvalue(float(values[i]), 0.0) for i in np.argsort(key)[:k]]
-    start = np.random.default_rng(seed).standard_normal(n).astype(H.dtype)
+    start = np.random.default_rng(seed).standard_normal(n, H.dtype)
     with _counted(H, title):
         try:
             values, vectors = eigsh(H, k=k, which=which, v0=start, tol=tol, ncv=min(n, 2 * k + 6))
@@ -203,7 +234,7 @@ def spectral_ends(
 
 def _start(H: Hessian, seed: int) -> NDArray[np.floating]:
     """The gradient plus a random vector of its length."""
-    q = np.random.default_rng(seed).standard_normal(H.shape[0]).astype(H.dtype)
+    q = np.random.default_rng(seed).standard_normal(H.shape[0], H.dtype)
     g = H.gradient()
     q *= (np.linalg.norm(g) or 1.0) / np.linalg.norm(q)
     q += g
@@ -270,7 +301,7 @@ def spectral_density(
     with _counted(H, title, total=steps * probes):
         for _ in range(probes):
             # Rademacher probes: the quadrature's first moment is then Hutchinson's trace estimate.
-            q = rng.choice([-1.0, 1.0], H.shape[0]).astype(H.dtype)
+            q = _signs(rng, H)
             *_, ritz = itertools.islice(_lanczos(H, q), min(steps, H.shape[0]))
             nodes.append(ritz.values)
             weights.append(ritz.weights / probes)
@@ -291,9 +322,14 @@ def trace(H: Hessian, *, probes: int = 16, seed: int = 0) -> Trace:
     with _counted(H, "trace", total=probes):
         forms = []
         for _ in range(probes):
-            v = rng.choice([-1.0, 1.0], H.shape[0]).astype(H.dtype)
+            v = _signs(rng, H)
             forms.append(float(v @ (H @ v)))
     return Trace(float(np.mean(forms)), float(np.std(forms, ddof=1) / math.sqrt(probes)))
+
+
+def _signs(rng: np.random.Generator, H: Hessian) -> NDArray[np.floating]:
+    """A Rademacher vector."""
+    return (2 * rng.integers(0, 2, H.shape[0], np.int8) - 1).astype(H.dtype)
 
 
 def dense(H: Hessian) -> Float[Tensor, "p p"]:

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from speclock import models
+from speclock.curvature import largest_stable_rate
 from speclock.experiments.base import Experiment, Row, row
 from speclock.experiments.families import DIGITS, POSTS, SMOKE, Family
 from speclock.forecast.curvature import sharpness
@@ -103,14 +104,13 @@ class Prediction(Experiment):
         task = family.attack_task
         sharp = sharpness(model, task, samples=family.samples, seed=self.seed)
         trial = {"steps": family.stable_for, "samples": family.samples, "seed": self.seed}
+        begin = sharp.rates | {"sgd": largest_stable_rate(sharp.start.value)}
         found: dict[str, Any] = {}
         targets: dict[str, list[float]] = {}
         efforts: dict[str, list[Effort]] = {}
         for optimizer in OPTIMIZERS:
-            found[optimizer] = largest_rate_found(
-                model, task, optimizer, sharp.rates[optimizer], **trial
-            )._asdict()
-            unit = sharp.rates["sgd"] if optimizer == "sgd" else 1.0
+            found[optimizer] = largest_rate_found(model, task, optimizer, begin[optimizer], **trial)._asdict()
+            unit = begin["sgd"] if optimizer == "sgd" else 1.0
             rates = [unit * rate for rate in family.rates[optimizer]]
             targets[optimizer], efforts[optimizer] = [], []
             for repeat in range(family.repeats):
@@ -270,12 +270,12 @@ def _within(measured: float, interval: list[float], censored: bool) -> bool:
 
 
 def _compare_(point: dict[str, Any], base: dict[str, Any], family: Family) -> None:
-    """Add the ratio of largest eigenvalues, and the slowdown under each seed.
+    """Add the ratio of settled sharpnesses, and the slowdown under each seed.
 
     Both optimizers' slowdowns are held against the plain Hessian's ratio: what Adam's preconditioner leaves of it
     says nothing of where training goes after the first steps.
     """
-    point["ratio"] = point["lambda"]["sgd"] / base["lambda"]["sgd"]
+    point["ratio"] = point["lambda"]["settled"] / base["lambda"]["settled"]
     point["slowdown"] = {}
     for optimizer in OPTIMIZERS:
         seeds = []

@@ -15,7 +15,6 @@ from speclock.curvature import (
     Bound,
     Conditioning,
     Eigenvalue,
-    Hessian,
     conditioning,
     cross_entropy,
     largest_stable_adam_rate,
@@ -30,35 +29,54 @@ from speclock.models.wiring import fully_connected_end
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks.base import Batch, Task
 
+SETTLING = 3
+"""Steps of gradient descent over which sharpness settles."""
+
 
 class Sharpness(NamedTuple):
-    """The largest eigenvalue of the Hessian, as gradient descent meets it and as Adam's preconditioner leaves it."""
+    """The largest eigenvalue of the Hessian: what all rates and slowdowns are foretold from."""
 
-    sgd: Eigenvalue
+    start: Eigenvalue
+    """Of the model as it stands."""
+    settled: Eigenvalue
+    """The median of those after each of the first :data:`SETTLING` full-batch steps at rate 2/λ_max. A fresh head can
+    leave directions so sharp that they are gone after a step, and say nothing of what training will meet."""
     adam: Eigenvalue
+    """As Adam's preconditioner leaves the Hessian."""
 
     @property
     def rates(self) -> dict[str, float]:
-        """The largest stable learning rates that theory gives for the model as it stands."""
+        """The largest stable learning rates that theory gives: for SGD from the settled sharpness."""
         return {
-            "sgd": largest_stable_rate(self.sgd.value),
+            "sgd": largest_stable_rate(self.settled.value),
             "adam": largest_stable_adam_rate(self.adam.value),
         }
 
 
 def sharpness(
-    model: Model, task: Task, *, samples: int = 64, batch_size: int = 32, tol: float = 1e-3, seed: int = 0
+    model: Model, task: Task, *, samples: int = 64, batch_size: int = 16, tol: float = 1e-3, seed: int = 0
 ) -> Sharpness:
-    """The largest eigenvalues alone, in some ten products each: all that rates and slowdowns are foretold from."""
+    """The largest eigenvalues alone, in some ten products each; ``tol`` is that of the model as it stands."""
     objective = Objective.of(model, task, samples=samples, batch_size=batch_size, seed=seed)
-    H = objective.hessian()
-    return Sharpness(
-        spectral_ends(H, "LA", tol=tol, seed=seed).largest, _seen_by_adam(objective, H, tol, seed)
-    )
+    start = spectral_ends(objective.hessian(), "LA", tol=tol, seed=seed).largest
+    adam = _seen_by_adam(objective, tol, seed)
+    return Sharpness(start, _settled(objective, start, seed), adam)
 
 
-def _seen_by_adam(objective: Objective, H: Hessian, tol: float, seed: int) -> Eigenvalue:
-    preconditioned = H.preconditioned(objective.adam_preconditioner())
+def _settled(objective: Objective, start: Eigenvalue, seed: int) -> Eigenvalue:
+    """Moves the objective's model. A percent of an eigenvalue that changes by tens from step to step is enough."""
+    if start.value <= 0:  # nothing to settle
+        return start
+    seen = []
+    for step in range(SETTLING):
+        objective.descend(largest_stable_rate(start.value))
+        title = f"settling, step {step + 1} of {SETTLING}"
+        seen.append(spectral_ends(objective.hessian(), "LA", tol=1e-2, seed=seed, title=title).largest)
+    return sorted(seen)[SETTLING // 2]
+
+
+def _seen_by_adam(objective: Objective, tol: float, seed: int) -> Eigenvalue:
+    preconditioned = objective.hessian().preconditioned(objective.adam_preconditioner())
     return spectral_ends(preconditioned, "LA", tol=tol, seed=seed, title="as Adam sees it").largest
 
 
@@ -73,17 +91,12 @@ class Curvature:
     weights: int
     """Trained weights, the dimension of the Hessian."""
     spectrum: Conditioning
-    adam: Eigenvalue
-    """The largest eigenvalue of the Hessian that Adam's preconditioner leaves."""
+    sharpness: Sharpness
+    """The largest eigenvalue, also after a few steps and as Adam sees it."""
     bounds: list[Bound]
     """Of the fully connected layers at the model's end; empty where there are fewer than two."""
     matrices: list[dict[str, Any]]
     """Each weight matrix with σ₁ and its block's σ_max, where asked for."""
-
-    @property
-    def sharpness(self) -> Sharpness:
-        """The largest eigenvalues alone."""
-        return Sharpness(self.spectrum.lambda_max, self.adam)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -103,7 +116,8 @@ class Curvature:
             "exact": spectrum.exact,
             "trace": spectrum.trace._asdict(),
             "density": {name: values.tolist() for name, values in spectrum.density._asdict().items()},
-            "adam_lambda_max": self.adam._asdict(),
+            "settled_lambda_max": self.sharpness.settled._asdict(),
+            "adam_lambda_max": self.sharpness.adam._asdict(),
             "largest_rate": self.sharpness.rates,
             "bounds": [bound._asdict() for bound in self.bounds],
             "matrices": self.matrices,
@@ -115,7 +129,7 @@ def measure(
     task: Task,
     *,
     samples: int = 64,
-    batch_size: int = 32,
+    batch_size: int = 16,
     per_matrix: bool = False,
     tol: float = 1e-3,
     floor: float = 1e-3,
@@ -145,6 +159,10 @@ def measure(
                 "residual": top.residual,
             }
         )
+    adam = _seen_by_adam(objective, tol, seed)
+    bounds = _bounds(objective)
+    # Last, since it moves the weights.
+    settled = _settled(objective, spectrum.lambda_max, seed)
     return Curvature(
         model.name,
         fingerprint(model),
@@ -152,8 +170,8 @@ def measure(
         len(objective.task.train),
         H.shape[0],
         spectrum,
-        _seen_by_adam(objective, H, tol, seed),
-        _bounds(objective),
+        Sharpness(spectrum.lambda_max, settled, adam),
+        bounds,
         matrices,
     )
 

@@ -21,7 +21,7 @@ class Objective:
     """A task's mean loss over a fixed sample, in evaluation mode and float32: a function of the weights alone."""
 
     model: Model
-    """A copy of its own, with a fresh head where the task has other labels."""
+    """A copy of its own, with a fresh head where the task has other labels; :meth:`descend` moves it."""
     task: Task
     """The task on the sample alone."""
     batches: list[Batch]
@@ -29,7 +29,7 @@ class Objective:
 
     @classmethod
     def of(
-        cls, model: Model, task: Task, *, samples: int = 64, batch_size: int = 32, seed: int = 0
+        cls, model: Model, task: Task, *, samples: int = 64, batch_size: int = 16, seed: int = 0
     ) -> Objective:
         """The objective of ``samples`` training examples, drawn by ``seed``, each class in proportion.
 
@@ -60,15 +60,24 @@ class Objective:
         weight = len(batch["labels"]) / len(self.task.train)
         return weight * self.task.loss(self.model.module, batch)
 
+    def descend(self, rate: float) -> None:
+        """One step of gradient descent on the whole sample, in place."""
+        H = self.hessian()
+        slopes = H.parts(H.gradient())
+        with torch.no_grad():
+            for name, p in H.parameters.items():
+                p.sub_(slopes[name].to(p.device), alpha=rate)
+
     def adam_preconditioner(self, *, batch_size: int = 16, eps: float = 1e-8) -> NDArray[np.floating]:
         """``√(mean g²) + ε`` over the gradients of mini-batches of the sample: what Adam divides by once it has seen
         them all from where the model stands."""
-        params = list(self.parameters().values())
-        squares = []
+        device = next(self.model.module.parameters()).device
+        squares, count = np.zeros(self.hessian().shape[0], np.float32), 0
         for batch in self.task.batches(self.model, "train", batch_size):
-            moved = {name: value.to(params[0].device) for name, value in batch.items()}
-            loss = self.task.loss(self.model.module, moved)
-            gradient = torch.autograd.grad(loss, params, materialize_grads=True)
-            squares.append(torch.cat([g.reshape(-1).cpu() for g in gradient]).square())
-        rms: NDArray[np.floating] = (torch.stack(squares).mean(0).sqrt() + eps).numpy()
-        return rms
+            moved = {name: value.to(device) for name, value in batch.items()}
+            mean_loss = partial(self.task.loss, self.model.module, moved)
+            square = Hessian([mean_loss], self.parameters()).gradient()
+            square *= square
+            squares += square
+            count += 1
+        return np.sqrt(squares / count) + eps

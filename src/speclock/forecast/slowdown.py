@@ -131,7 +131,7 @@ class Calibration:
     rate: Law
     """Largest stable rate against the one that theory gives."""
     slowdown: Law
-    """Measured slowdown against the ratio of the Hessian's largest eigenvalues, locked over base."""
+    """Measured slowdown against the ratio of settled sharpnesses, locked over base."""
     made_from: str
     """What it was measured on."""
 
@@ -153,7 +153,7 @@ class Forecast:
     """What an attacker who trains the locked model as it is will meet, by optimizer."""
 
     curvature_ratio: float
-    """Largest eigenvalue of the Hessian, locked over base."""
+    """Settled sharpness, locked over base."""
     rate: dict[str, Range]
     """Largest stable learning rate on the locked model."""
     slowdown: dict[str, Range]
@@ -178,7 +178,7 @@ class Forecast:
 def forecast(locked: Curvature, base: Curvature) -> Forecast:
     """What training ``locked`` will cost against training ``base``, both measured on one task and sample.
 
-    Raises :class:`InputError` where they were measured on different ones.
+    Raises :class:`InputError` where they were measured on different ones, or where one has no curvature.
     """
     if (locked.task, locked.samples) != (base.task, base.samples):
         raise InputError(
@@ -186,7 +186,13 @@ def forecast(locked: Curvature, base: Curvature) -> Forecast:
             f"{base.samples} of {base.task}. Measure both on the same."
         )
     after, before = locked.sharpness, base.sharpness
-    ratio = after.sgd.value / before.sgd.value
+    for curvature in (locked, base):
+        if curvature.sharpness.settled.value <= 0:
+            raise InputError(
+                f"The loss of {curvature.model} on {curvature.samples} examples of {curvature.task} curves upwards "
+                f"nowhere, so that nothing can be foretold. Measure on more samples."
+            )
+    ratio = after.settled.value / before.settled.value
     known = calibrations()
     return Forecast(
         ratio,
