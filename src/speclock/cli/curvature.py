@@ -167,7 +167,7 @@ _LINES = {
     "κ": _kappa,
     "trace": lambda c: _eigenvalue(*c.spectrum.trace),
     "σ_max(H) by the theorems": _best_bound,
-    "largest, after a few steps": lambda c: _eigenvalue(*c.sharpness.settled),
+    "largest, once settled": lambda c: _eigenvalue(*c.sharpness.settled),
     "largest, as Adam sees it": lambda c: _eigenvalue(*c.sharpness.adam),
     "stable on a quadratic, SGD": lambda c: f"{c.sharpness.rates['sgd']:.3g}",
     "stable on a quadratic, Adam": lambda c: f"{c.sharpness.rates['adam']:.3g}",

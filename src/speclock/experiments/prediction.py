@@ -184,10 +184,7 @@ def calibrate(points: list[dict[str, Any]], optimizer: str) -> Calibration:
     families = Counter(p["family"] for p in points)
     return Calibration(
         rate=fit_law(
-            [p["theory"][optimizer] for p in points],
-            [_middle(p["found"][optimizer]) for p in points],
-            # Theory's, up to a factor; that of Adam does not hold, and its slope is found.
-            slope=1.0 if optimizer == "sgd" else None,
+            [p["theory"][optimizer] for p in points], [_middle(p["found"][optimizer]) for p in points]
         ),
         slowdown=fit_law(
             [p["ratio"] for p in points],
@@ -211,7 +208,9 @@ def _rows_of(points: list[dict[str, Any]], optimizer: str, calibration: Calibrat
         theory, found, slowdown = p["theory"][optimizer], p["found"][optimizer], p["slowdown"][optimizer]
         bracket = [found["stable"], found["unstable"]]
         rows.append(
-            row([_middle(found)], quantity=RATE, theory=theory, bracket=bracket, **what)
+            row(
+                [_middle(found)], quantity=RATE, theory=theory, bracket=bracket, sharpness=p["lambda"], **what
+            )
             | _foretold(calibration.rate(theory))
         )
         if p["lock"] != "none":

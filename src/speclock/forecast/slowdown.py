@@ -46,8 +46,8 @@ class Law:
     points: int
     center: float
     """Mean of log x over the points."""
-    width: float | None
-    """Sum of squared deviations of log x from it; None where the slope was given."""
+    width: float
+    """Sum of squared deviations of log x from it."""
     least: float
     """The smallest x that it was fitted on."""
     most: float
@@ -60,21 +60,14 @@ class Law:
     def __call__(self, x: float) -> Range:
         """``y`` at ``x`` with the 90% prediction interval of the regression (Student's t)."""
         away = math.log(x) - self.center
-        uncertain = 1 + 1 / self.points + (0.0 if self.width is None else away**2 / self.width)
-        freedom = self.points - (1 if self.width is None else 2)
+        uncertain = 1 + 1 / self.points + away**2 / self.width
         middle = self.intercept + self.slope * math.log(x)
-        half = float(stats.t.ppf(0.95, freedom)) * self.spread * math.sqrt(uncertain)
+        half = float(stats.t.ppf(0.95, self.points - 2)) * self.spread * math.sqrt(uncertain)
         return Range(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
-def fit_law(
-    x: Sequence[float],
-    y: Sequence[float],
-    *,
-    slope: float | None = None,
-    censored: Sequence[bool] | None = None,
-) -> Law:
-    """Fit ``y`` against ``x``, both positive, in logarithms; with ``slope`` only the intercept is free.
+def fit_law(x: Sequence[float], y: Sequence[float], *, censored: Sequence[bool] | None = None) -> Law:
+    """Fit ``y`` against ``x``, both positive, in logarithms.
 
     Where ``censored``, ``y`` is what the truth at least is. Such points are neither left out, which would bend the
     law towards what was easy to measure, nor taken for the truth: the fit is the most likely one with normal
@@ -91,23 +84,22 @@ def fit_law(
     if at_least.all():
         raise InputError("No model reached its target in time; no law can be fitted. Raise the budget.")
     center = float(log_x.mean())
-    width = None if slope is not None else float(np.square(log_x - center).sum())
+    width = float(np.square(log_x - center).sum())
     if width == 0:
         raise InputError("All models have the same curvature; no slope can be fitted.")
-    intercept, tilt, variance = math.nan, 0.0 if slope is None else slope, math.nan
+    slope, intercept, variance = math.nan, math.nan, math.nan
     expected, unsure = log_y, 0.0
     for _ in range(10_000):
-        before = (intercept, tilt)
-        if slope is None:
-            tilt = float(np.polyfit(log_x, expected, 1)[0])
-        intercept = float(expected.mean()) - tilt * center
-        residuals = expected - intercept - tilt * log_x
+        before = slope, intercept
+        slope, intercept = map(float, np.polyfit(log_x, expected, 1))
+        residuals = expected - intercept - slope * log_x
         variance = (float(np.square(residuals).sum()) + unsure) / len(x)
-        if np.allclose((intercept, tilt), before, rtol=0, atol=1e-10) or not at_least.any():
+        converged = np.allclose((slope, intercept), before, rtol=0, atol=1e-10)
+        if converged or variance == 0 or not at_least.any():
             break
         expected, unsure = _expected(log_y, expected - residuals, math.sqrt(variance), at_least)
-    spread = math.sqrt(variance * len(x) / (len(x) - (1 if width is None else 2)))
-    return Law(intercept, tilt, spread, len(x), center, width, min(x), max(x))
+    spread = math.sqrt(variance * len(x) / (len(x) - 2))
+    return Law(intercept, slope, spread, len(x), center, width, min(x), max(x))
 
 
 def _expected(
