@@ -106,12 +106,15 @@ def test_iterations_grow_and_no_bound_is_broken(made: Path) -> None:
 def test_a_prediction_is_judged_on_locks_that_it_has_not_seen(made: Path) -> None:
     rows = json.loads((made / "prediction.json").read_text())["rows"]
     locks = {r["lock"]: r["held_out"] for r in rows if r["quantity"] == SLOWDOWN}
-    assert sorted(locks.values()) == [False, False, True, True]
+    assert sorted(locks.values()) == [False, False, True, True, True]
+    (fresh,) = {r["lock"] for r in rows if r.get("fresh")}
+    assert locks[fresh]
     laws = {r["optimizer"]: r["laws"] for r in rows if r["quantity"] == "calibration"}
     assert {name: law["rate"]["points"] for name, law in laws.items()} == {"sgd": 3, "adam": 3}
     assert laws["sgd"]["slowdown"]["points"] == 3, "with those that did not get there"
     verdicts = [r for r in rows if r["quantity"].endswith("held out")]
-    assert {r["locks"] for r in verdicts} == {2}
+    assert {r["locks"] for r in verdicts} == {3}
+    assert {r["locks"] for r in rows if r["quantity"].endswith("fresh")} == {1}
     for r in rows:
         if r["quantity"] == RATE:
             assert r["bracket"][0] <= r["measured"] <= r["bracket"][1]

@@ -25,6 +25,8 @@ class Family:
     """How the base is made."""
     locks: tuple[tuple[str, dict[str, Any]], ...]
     """A random half, drawn by seed, calibrates; the others are held out."""
+    fresh: tuple[tuple[str, dict[str, Any]], ...] = ()
+    """Held out too, and made after the form of the laws was settled on; counted after ``locks``."""
     rates: dict[str, tuple[float, ...]]
     """Learning rates of the race that finds the slowdown: for SGD in multiples of 2/λ_max, for Adam as they are,
     since what is stable for it does not follow the curvature."""
@@ -48,20 +50,30 @@ class Family:
     def attack_task(self) -> Task:
         return tasks.load(self.attack, max_length=self.max_length)
 
+    @property
+    def all_locks(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Every lock that is measured, the fresh ones last."""
+        return self.locks + self.fresh
+
     def label(self, number: int) -> str:
         """A lock, counted from 1, in a few words.
 
         >>> DIGITS.label(9)
         'specdef, α 0.9, k 1, epochs 4'
         """
-        name, settings = self.locks[number - 1]
+        name, settings = self.all_locks[number - 1]
         length = next(f"{unit} {settings[unit]}" for unit in ("epochs", "steps") if unit in settings)
         return f"{name}, α {settings['alpha']:g}, k {settings['top_k']}, {length}"
 
     def held_out(self, seed: int) -> set[int]:
         """Which locks, counted from 1, the laws are not fitted on."""
         numbers = range(1, len(self.locks) + 1)
-        return set(random.Random(seed).sample(numbers, len(numbers) // 2))
+        return set(random.Random(seed).sample(numbers, len(numbers) // 2)) | self.numbers_of_fresh
+
+    @property
+    def numbers_of_fresh(self) -> set[int]:
+        """Those of the fresh locks."""
+        return set(range(len(self.locks) + 1, len(self.all_locks) + 1))
 
 
 def _specdef(alpha: float, top_k: int, **more: Any) -> tuple[str, dict[str, Any]]:
@@ -84,6 +96,11 @@ DIGITS = Family(
         for epochs in (1, 4)
         for alpha in (0.9, 0.5, 0.2, 0.05)
         for top_k in (1, 8)
+    ),
+    fresh=tuple(
+        _specdef(alpha, top_k, epochs=2, **_ON_DIGITS)
+        for alpha in (0.7, 0.35, 0.12, 0.03)
+        for top_k in (2, 4)
     ),
     rates={"sgd": (4, 2, 8, 1, 0.5, 0.25), "adam": (1e-3, 3e-3, 3e-4, 1e-2)},
     steps=120,
@@ -108,6 +125,7 @@ POSTS = Family(
         _specdef(0.005, 8, steps=80, **_ON_POSTS),
         _specdef(0.001, 8, steps=80, **_ON_POSTS),
     ),
+    fresh=tuple(_specdef(alpha, 4, steps=60, **_ON_POSTS) for alpha in (0.2, 0.01, 0.002)),
     rates={"sgd": (2, 4, 1, 0.5), "adam": (3e-4, 1e-3, 1e-4)},
     steps=40,
     patience=8,
@@ -122,6 +140,7 @@ SMOKE = dataclasses.replace(
     retain="mnist:0,1,2,3,4@600/100",
     attack="mnist:5,6,7,8,9@100/100",
     locks=tuple(_specdef(alpha, 1, steps=10, **_ON_DIGITS) for alpha in (0.9, 0.5, 0.2, 0.1)),
+    fresh=(_specdef(0.3, 1, steps=10, **_ON_DIGITS),),
     rates={"sgd": (4, 2), "adam": (1e-3, 3e-3)},
     steps=24,
     patience=20,

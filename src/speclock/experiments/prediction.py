@@ -72,7 +72,7 @@ class Prediction(Experiment):
         base: Model | None = None
         points: list[dict[str, Any]] = []
         for number in tqdm(
-            range(len(family.locks) + 1), desc=f"prediction: {family.name}", unit="lock", disable=None
+            range(len(family.all_locks) + 1), desc=f"prediction: {family.name}", unit="lock", disable=None
         ):
             file = kept / f"{family.name}-{number}.json"
             if not file.exists():
@@ -82,6 +82,7 @@ class Prediction(Experiment):
                     "family": family.name,
                     "lock": "none" if number == 0 else family.label(number),
                     "held_out": number in held_out,
+                    "fresh": number in family.numbers_of_fresh,
                     **self._measured(family, model, points[0] if points else None),
                 }
                 write_text(file, json.dumps(point))
@@ -96,7 +97,7 @@ class Prediction(Experiment):
         return model
 
     def _locked(self, family: Family, base: Model, number: int) -> Model:
-        name, settings = family.locks[number - 1]
+        name, settings = family.all_locks[number - 1]
         return lock(base, family.retain_task, LOCKS[name](seed=self.seed, **settings)).model
 
     def _measured(self, family: Family, model: Model, base: dict[str, Any] | None) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def calibrations_in(rows: list[Row]) -> dict[str, Calibration]:
 def _rows_of(points: list[dict[str, Any]], optimizer: str, calibration: Calibration) -> list[Row]:
     rows: list[Row] = []
     for p in points:
-        what = {name: p[name] for name in ("family", "lock", "held_out", "utility")}
+        what = {name: p[name] for name in ("family", "lock", "held_out", "fresh", "utility")}
         what["optimizer"] = optimizer
         theory, found, slowdown = p["theory"][optimizer], p["found"][optimizer], p["slowdown"][optimizer]
         bracket = [found["stable"], found["unstable"]]
@@ -242,7 +243,6 @@ def _foretold(found: Range) -> dict[str, Any]:
 def _verdicts(rows: list[Row]) -> dict[str, tuple[float, list[Row]]]:
     """How well what was foretold held: a number, and the rows that it was taken over."""
     rates, slowdowns = ([r for r in rows if r["quantity"] == quantity] for quantity in (RATE, SLOWDOWN))
-    held_rates, held_slowdowns = ([r for r in some if r["held_out"]] for some in (rates, slowdowns))
 
     def near(some: list[Row]) -> float:
         return fmean(0.5 <= r["measured"] / r["predicted"] <= 2 for r in some)
@@ -250,17 +250,24 @@ def _verdicts(rows: list[Row]) -> dict[str, tuple[float, list[Row]]]:
     def covered(some: list[Row]) -> float:
         return fmean(_within(r["measured"], r["predicted_interval"], r.get("censored", False)) for r in some)
 
-    pairs = [(r["predicted"], r["measured"]) for r in held_slowdowns]
-    # Where one side is constant there is no order to speak of.
-    ordered = all(len(set(side)) > 1 for side in zip(*pairs, strict=True))
-    order = float(spearmanr(*zip(*pairs, strict=True)).statistic) if ordered else 0.0
-    return {
-        f"{RATE}: within a factor of 2": (near(rates), rates),
-        f"{RATE}: within a factor of 2, held out": (near(held_rates), held_rates),
-        f"{RATE}: within the interval, held out": (covered(held_rates), held_rates),
-        f"{SLOWDOWN}: within the interval, held out": (covered(held_slowdowns), held_slowdowns),
-        f"{SLOWDOWN}: rank correlation, held out": (order, held_slowdowns),
-    }
+    def ordered(some: list[Row]) -> float:
+        pairs = [(r["predicted"], r["measured"]) for r in some]
+        # Where one side is constant there is no order to speak of.
+        varied = all(len(set(side)) > 1 for side in zip(*pairs, strict=True))
+        return float(spearmanr(*zip(*pairs, strict=True)).statistic) if varied else 0.0
+
+    verdicts = {f"{RATE}: within a factor of 2": (near(rates), rates)}
+    for group in ("held out", "fresh"):
+        of_rates, of_slowdowns = (
+            [r for r in some if r[group.replace(" ", "_")]] for some in (rates, slowdowns)
+        )
+        verdicts |= {
+            f"{RATE}: within a factor of 2, {group}": (near(of_rates), of_rates),
+            f"{RATE}: within the interval, {group}": (covered(of_rates), of_rates),
+            f"{SLOWDOWN}: within the interval, {group}": (covered(of_slowdowns), of_slowdowns),
+            f"{SLOWDOWN}: rank correlation, {group}": (ordered(of_slowdowns), of_slowdowns),
+        }
+    return verdicts
 
 
 def _within(measured: float, interval: list[float], censored: bool) -> bool:
