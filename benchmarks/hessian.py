@@ -1,11 +1,12 @@
 """σ_max of MiniLM's Hessian on 64 samples: ours beside hessian-eigenthings, the same loss to the same tolerance.
 
-    python benchmarks/hessian.py [--json] [--model NAME] [--samples N] [--max-length TOKENS] [--batch-size N] [--rounds N]
+    python benchmarks/hessian.py [--json] [--model NAME] [--samples N] [--max-length TOKENS] [--batch-size N]
+                                 [--rounds N]
 
 **Time.** Both in one process, in turn: the eigenvalue of largest modulus to a Ritz residual of 1e-3 of itself.
 hessian-eigenthings takes a fixed number of Lanczos steps, so it is given the fewest (of 4, 6, 8, 12, 16, 24, 32)
-that it calls converged; finding that number is not timed, and is its warm-up. hessian-eigenthings gets the sample as one
-batch, ours takes it in mini-batches of 32 (of 16, the default of `speclock curvature`, it is about a tenth slower and smaller).
+that it calls converged; finding that number is not timed, and is its warm-up. It gets the sample as one batch, ours
+takes it in mini-batches of 32 (of 16, the default of `speclock curvature`, it is about a tenth slower).
 
 **Memory.** Each in a process of its own: how far the resident size (on a GPU, the allocated memory) rises above the
 loaded model and batch, over how far one backward pass over the sample lifts it: *product* with the sample as one
