@@ -12,8 +12,10 @@ takes it in mini-batches of 32 (of 16, the default of `speclock curvature`, it i
 loaded model and batch, over how far one backward pass over the sample lifts it: *product* with the sample as one
 batch, as hessian-eigenthings gets it (12 steps of it); *eigenvalue* in mini-batches, as it is timed.
 
-The loss is cross-entropy on four newsgroups in evaluation mode, with attention by its formula. Prints
-the target beside each value. A benchmark reports: exit 0 whether met or missed.
+The loss is cross-entropy on four newsgroups in evaluation mode. Products take attention by its formula, since fused
+kernels have no second derivative; the backward pass takes it as the model does.
+
+Prints the target beside each value. A benchmark reports: exit 0 whether met or missed.
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ class Hessian(LinearOperator):
     """``H = ∇²L(θ)`` of ``L = Σ_b share_b`` with respect to ``parameters``, applied to flat vectors.
 
     A product is the gradient of ``⟨∇L, v⟩``, twice through autograd [Pearlmutter 1994], share by share: its memory
-    is that of one mini-batch, within three times what a backward pass over it takes, and its time about three
-    backward passes'. Of vectors as long as the weights there is the result and nothing else.
+    is that of one mini-batch, three to four times what a backward pass over it takes (``benchmarks/hessian.py``), and
+    its time about three backward passes'. Gradients are dropped as they come; on a CPU the only other vector as long
+    as the weights is the result, and with a ``scale`` one more.
 
     The loss must be a fixed function of the parameters: no dropout, no batch statistics, the same sample
     every time. It is a ``scipy`` operator of the parameters' dtype, so everything there that takes one takes

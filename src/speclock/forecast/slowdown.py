@@ -73,6 +73,8 @@ def fit_law(x: Sequence[float], y: Sequence[float], *, censored: Sequence[bool] 
     law towards what was easy to measure, nor taken for the truth: the fit is the most likely one with normal
     residuals [Tobin 1958], by expectation maximisation.
 
+    Raises :class:`InputError` for fewer than three points, where all are censored, and where all x are the same.
+
     >>> law = fit_law([1.0, 10.0, 100.0], [2.0, 20.0, 200.0])
     >>> round(law.slope, 6), round(math.exp(law.intercept), 6)
     (1.0, 2.0)
