@@ -64,7 +64,7 @@ class Setting(NamedTuple):
     batch_size: int
 
     def objective(self, *, whole: bool = False) -> Objective:
-        task = tasks.load(TASK, max_length=self.max_length)
+        task = tasks.load(TASK, tasks.Reading(max_length=self.max_length))
         model = models.load(self.model, labels=task.labels)
         model.module.to(DEVICE)
         size = self.samples if whole else self.batch_size

@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     given = parser.parse_args()
     record = json.loads((given.audit / "audit.json").read_text())
-    task = tasks.load(record["attack_task"]["name"], max_length=given.max_length)
+    task = tasks.load(record["attack_task"]["name"], tasks.Reading(max_length=given.max_length))
     tokenizer = AutoTokenizer.from_pretrained(given.locked)
     data = {
         split: tokenizer(

@@ -6,9 +6,9 @@ import pytest
 
 from speclock import models, tasks
 from speclock.models import Model
-from speclock.recipe import Schooling
+from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
-from speclock.training import school
+from speclock.training import train
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,6 @@ def silhouettes() -> Task:
 def base(digits: Task) -> Model:
     """A cnn-mlp that reads digits; never modified, which the tests of locks and attacks check."""
     model = models.load("cnn-mlp", labels=digits.labels)
-    record = school(model, digits, Schooling(optimizer="adam", lr=1e-3, steps=150, batch_size=32))
+    record = train(model, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=150, batch_size=32))
     assert record["score"] > 0.8
     return model

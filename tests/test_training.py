@@ -13,7 +13,7 @@ from torch import nn
 from speclock.errors import InputError
 from speclock.models import Model, fingerprint
 from speclock.optimizers import OPTIMIZERS, Needs
-from speclock.recipe import Recipe, Schooling
+from speclock.recipe import Recipe, TrainingRecipe
 from speclock.spectra import SpectralPenalty
 from speclock.tasks.base import Task
 from speclock.training import Checkpoint, fit
@@ -21,7 +21,7 @@ from speclock.training import Checkpoint, fit
 
 def _trained(model: Model, task: Task, recipe: Recipe, steps: int) -> Model:
     copy = model.copy()
-    for _ in fit(copy.module, task, copy, recipe, steps=steps):
+    for _ in fit(copy, task, recipe, steps=steps):
         pass
     return copy
 
@@ -64,9 +64,8 @@ def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
         penalty = SpectralPenalty(model.module, top_k=1)
         checkpoint = Checkpoint(tmp_path, every_seconds=0.0)
         return fit(
-            model.module,
-            digits,
             model,
+            digits,
             recipe,
             steps=12,
             carried=(penalty,),
@@ -88,7 +87,7 @@ def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
 def test_a_half_written_state_is_not_loaded(dropping: Model, digits: Task, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, every_seconds=0.0)
     model = dropping.copy()
-    for _ in itertools.islice(fit(model.module, digits, model, Recipe(), steps=9, checkpoint=checkpoint), 4):
+    for _ in itertools.islice(fit(model, digits, Recipe(), steps=9, checkpoint=checkpoint), 4):
         pass
     newest = checkpoint.newest()
     assert newest is not None
@@ -99,7 +98,7 @@ def test_a_half_written_state_is_not_loaded(dropping: Model, digits: Task, tmp_p
 
 def test_divergence_is_a_status_and_leaves_the_weights_before_it(dropping: Model, digits: Task) -> None:
     model = dropping.copy()
-    steps = list(fit(model.module, digits, model, Recipe(optimizer="sgd", lr=1e30), steps=50))
+    steps = list(fit(model, digits, Recipe(optimizer="sgd", lr=1e30), steps=50))
     assert steps[-1].diverged
     assert steps[-1].index < 50
     assert not any(step.diverged for step in steps[:-1])
@@ -131,7 +130,7 @@ def test_clipping_bounds_the_step(dropping: Model, digits: Task) -> None:
 def _rates(model: Model, task: Task, recipe: Recipe, steps: int) -> list[float]:
     """Learning rates taken, read off plain SGD on a loss whose gradient is one."""
     rates = []
-    for _ in fit(model.module, task, model, recipe, steps=steps, loss=lambda module, _: module.w.sum()):
+    for _ in fit(model, task, recipe, steps=steps, loss=lambda module, _: module.w.sum()):
         rates.append(-model.module.w.item())
     return [b - a for a, b in itertools.pairwise(rates)]
 
@@ -187,7 +186,7 @@ def test_what_an_optimizer_needs_it_is_given(needs: Needs, dropping: Model, digi
     assert OPTIMIZERS[name].needs is needs
     recipe = Recipe(optimizer=name, lr=rate, batch_size=64, clip=1.0)
     model = dropping.copy()
-    *_, last = fit(model.module, digits, model, recipe, steps=12)
+    *_, last = fit(model, digits, recipe, steps=12)
     # The gradient for all, again at the weights nearby for SAM, and twice per probe for differences.
     assert last.passes == 12 * {Needs.GRADIENT: 1, Needs.CLOSURE: 2, Needs.GRAPH: 1, Needs.LOSS: 17}[needs]
     if needs is not Needs.LOSS:
@@ -198,16 +197,15 @@ def test_rates_multiply_the_learning_rate_by_name(dropping: Model, digits: Task)
     names = [name for name, _ in dropping.module.named_parameters()]
     model = dropping.copy()
     for _ in fit(
-        model.module,
-        digits,
         model,
+        digits,
         Recipe(optimizer="sgd", lr=0.1),
         steps=1,
         rates={names[0]: 0.0, names[1]: 2.0},
     ):
         pass
     plain = dropping.copy()
-    for _ in fit(plain.module, digits, plain, Recipe(optimizer="sgd", lr=0.1), steps=1):
+    for _ in fit(plain, digits, Recipe(optimizer="sgd", lr=0.1), steps=1):
         pass
     start, fast, one = (dict(m.module.named_parameters()) for m in (dropping, model, plain))
     assert torch.equal(fast[names[0]], start[names[0]])
@@ -232,7 +230,7 @@ def test_dropout_and_batch_statistics_can_be_turned_off(digits: Task, base: Mode
             seen: list[tuple[bool, bool]] = []
             module = Modes()
             recipe = Recipe(dropout=dropout, batch_statistics=batch)
-            for _ in fit(module, digits, replace(base, module=module), recipe, steps=2):
+            for _ in fit(replace(base, module=module), digits, recipe, steps=2):
                 pass
             assert seen == [(batch, dropout)] * 2
 
@@ -248,13 +246,13 @@ def test_l_bfgs_asks_for_the_gradient_as_often_as_it_likes(digits: Task) -> None
 
 
 def trained_score(model: Model, task: Task) -> float:
-    return task.score(model.module, model)
+    return task.score(model)
 
 
 def test_mixed_precision_leaves_the_module_as_it_was(dropping: Model, digits: Task) -> None:
     model = dropping.copy()
     before = model.module.forward
-    for _ in fit(model.module, digits, model, Recipe(precision="bf16"), steps=3):
+    for _ in fit(model, digits, Recipe(precision="bf16"), steps=3):
         pass
     assert model.module.forward == before
     assert {p.dtype for p in model.module.parameters()} == {torch.float32}
@@ -276,4 +274,4 @@ def test_mixed_precision_leaves_the_module_as_it_was(dropping: Model, digits: Ta
 )
 def test_bad_recipes_say_what_is_wrong(fields: dict, words: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(InputError, match=words):
-        Schooling(**fields)
+        TrainingRecipe(**fields)

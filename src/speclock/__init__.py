@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speclock import attacks, audit, locks, models, spectra, tasks
+    from speclock import attacks, audits, locks, models, spectra, tasks
     from speclock.attacks.finetune import FineTune
     from speclock.attacks.repair import Clip
+    from speclock.audits.run import audit
     from speclock.errors import InputError
     from speclock.locks.base import Locked, lock
     from speclock.locks.rescale import Rescale
@@ -28,10 +29,11 @@ _HOMES = {
     "Rescale": "speclock.locks.rescale",
     "SpecDef": "speclock.locks.specdef",
     "SpectralPenalty": "speclock.spectra",
+    "audit": "speclock.audits.run",
     "lock": "speclock.locks.base",
     "wrap": "speclock.models",
 }
-_ROOMS = ("attacks", "audit", "locks", "models", "spectra", "tasks")
+_ROOMS = ("attacks", "audits", "locks", "models", "spectra", "tasks")
 
 __all__ = [
     "Clip",
@@ -44,6 +46,7 @@ __all__ = [
     "SpectralPenalty",
     "attacks",
     "audit",
+    "audits",
     "lock",
     "locks",
     "models",

@@ -68,7 +68,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schooling(Recipe):
+class TrainingRecipe(Recipe):
     """A recipe with a length of its own, in steps or in passes over the data."""
 
     epochs: float = 3.0
@@ -86,16 +86,3 @@ class Schooling(Recipe):
     def total_steps(self, task: Task) -> int:
         """Optimizer steps of the whole run on ``task``."""
         return self.steps or max(1, round(self.epochs * self.steps_per_epoch(task)))
-
-
-def short(number: float) -> str:
-    """A number in its shortest form.
-
-    >>> short(3e-4), short(0.1), short(1.0)
-    ('3e-4', '0.1', '1')
-    """
-    text = f"{number:g}" if 1e-3 < number < 1e4 else f"{number:.3g}" if number >= 1e4 else f"{number:e}"
-    if "e" not in text:
-        return text
-    mantissa, exponent = text.split("e")
-    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"

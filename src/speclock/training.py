@@ -26,7 +26,7 @@ from speclock.environment import Meter, environment
 from speclock.errors import InputError
 from speclock.models import Model
 from speclock.optimizers import Needs, optimizer_named
-from speclock.recipe import Recipe, Schooling
+from speclock.recipe import Recipe, TrainingRecipe
 from speclock.tasks.base import Batch, Encoder, Task
 
 Loss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
@@ -87,9 +87,8 @@ class Checkpoint:
 
 
 def fit(
-    module: nn.Module,
+    learner: Model,
     task: Task,
-    encoder: Encoder,
     recipe: Recipe,
     *,
     steps: int,
@@ -100,7 +99,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     title: str = "training",
 ) -> Iterator[Step]:
-    """Train ``module`` in place and yield a :class:`Step` before the first and after each of ``steps`` steps.
+    """Train ``learner.module`` in place and yield a :class:`Step` before the first and after each of ``steps`` steps.
 
     ``loss(module, batch)`` defaults to the task's own. ``add_gradient_`` runs between the backward pass and
     clipping and may add to the parameters' ``.grad``: that is where a lock's spectral term enters. ``rates``
@@ -115,11 +114,11 @@ def fit(
 
     A step whose loss or gradient is not finite is yielded with ``diverged`` set, not taken, and is the last.
     """
-    accelerator = _accelerator(recipe.precision)
+    accelerator, module = _accelerator(recipe.precision), learner.module
     torch.manual_seed(recipe.seed)
     loss = loss or task.loss
     progress = _Progress()
-    loader = _loader(task, encoder, recipe, progress)
+    loader = _loader(task, learner, recipe, progress)
     optimizer = build_optimizer(module, recipe, rates)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _multiplier(recipe, task, steps))
     model, optimizer, scheduler = accelerator.prepare(module, optimizer, scheduler)
@@ -188,8 +187,8 @@ def fit(
         accelerator.free_memory()
 
 
-def school(
-    model: Model, task: Task, recipe: Schooling, *, checkpoint: Checkpoint | None = None
+def train(
+    model: Model, task: Task, recipe: TrainingRecipe, *, checkpoint: Checkpoint | None = None
 ) -> dict[str, Any]:
     """Train ``model`` in place to do ``task`` and return the record of it, JSON-able.
 
@@ -197,14 +196,14 @@ def school(
     """
     steps = recipe.total_steps(task)
     with Meter() as meter:
-        for step in fit(model.module, task, model, recipe, steps=steps, checkpoint=checkpoint, title="train"):
+        for step in fit(model, task, recipe, steps=steps, checkpoint=checkpoint, title="train"):
             if step.diverged:
                 raise InputError(
                     f"training diverged at step {step.index}: lr {recipe.lr:g} is too high for {recipe.optimizer}. "
                     f"Lower it, or clip gradients."
                 )
         model.module.eval()
-        score = task.score(model.module, model)
+        score = task.score(model)
     return {
         "format": "speclock-train/1",
         "model": {"name": model.name, "source": asdict(model.source)},

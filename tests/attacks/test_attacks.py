@@ -66,9 +66,7 @@ def test_contract(attack: Attack, base: Model, digits: Task, silhouettes: Task, 
     assert 0 <= outcome.utility_after <= 1
     assert outcome.passes >= STEPS
     assert outcome.tflops > 0
-    assert silhouettes.score(attacked.module, attacked) == outcome.curve[-1][1], (
-        "what is left is what was scored"
-    )
+    assert silhouettes.score(attacked) == outcome.curve[-1][1], "what is left is what was scored"
     again = attack(target, silhouettes, STEPS, public=base).outcome
     assert again.curve == outcome.curve, "same seed, same result"
 
@@ -163,13 +161,13 @@ def test_a_watch_ends_the_run_which_still_has_its_utility(
     at_20 = ATTACKS["finetune"]()(base, silhouettes, 40, retain=digits, watch=lambda step, score: step >= 20)
     assert (at_20.outcome.status, at_20.outcome.pruned_at) == (Status.OK, 20)
     assert at_20.outcome.curve[-1][0] == 20
-    utility = digits.score(at_20.model.with_head_of(base).module, base)
+    utility = digits.score(at_20.model.with_head_of(base))
     assert at_20.outcome.utility_after == utility
 
 
 def test_a_task_with_the_models_own_labels_keeps_its_head(base: Model, digits: Task) -> None:
     outcome = ATTACKS["finetune"](lr=1e-5)(base, digits, 1).outcome
-    assert outcome.curve[0] == (0, digits.score(base.module, base))
+    assert outcome.curve[0] == (0, digits.score(base))
 
 
 def operated(base: Model, task: Task, name: str, **fields: Any) -> Model:

@@ -39,7 +39,7 @@ def test_contract(lock: Lock, base: Model, digits: Task) -> None:
     assert fingerprint(locked) == card["fingerprint"] != before
     assert card["strength_locked"] > 1.05 * card["strength_base"]
     assert mean_top_sigma(locked.module, lock) == pytest.approx(card["strength_locked"], rel=1e-3)
-    assert card["utility_locked"] == digits.score(locked.module, locked)
+    assert card["utility_locked"] == digits.score(locked)
     assert card["utility_locked"] >= card["utility_base"] - lock.max_utility_drop
     assert [step for step, *_ in card["curve"]] == sorted({step for step, *_ in card["curve"]})
     assert fingerprint(lock(base, digits).model) == card["fingerprint"], "same seed, same result"

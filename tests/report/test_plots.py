@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speclock.audit.record import TARGETS
+from speclock.audits.record import TARGETS
 from speclock.report import plots
 from speclock.report.runs import MOST_COLUMNS, mean_best, strongest, sweep
 

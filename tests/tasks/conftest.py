@@ -23,6 +23,7 @@ class FakeEncoder:
     channels: int = 3
     image_size: int | None = None
     labels: tuple[str, ...] | None = None
+    module: Any = None
 
 
 @pytest.fixture

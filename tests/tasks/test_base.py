@@ -100,4 +100,4 @@ def test_a_module_gets_its_one_input_by_name_or_else_by_position(module: nn.Modu
 def test_answers_that_are_not_finite_have_no_score() -> None:
     module = Plain()
     nn.init.constant_(module.head.bias, torch.nan)
-    assert np.isnan(task_of(np.array([0, 0, 1])).score(module, FakeEncoder()))
+    assert np.isnan(task_of(np.array([0, 0, 1])).score(FakeEncoder(module=module)))

@@ -69,7 +69,7 @@ def test_a_file_with_labels_and_limit(tmp_path: Path) -> None:
     rows = [{"text": f"{i}", "label": ("no", "yes", "maybe", "maybe not")[i % 4]} for i in range(80)]
     path = write(tmp_path / "x.jsonl", rows)
     spec = f"{path}:maybe,yes@10"
-    task = tasks.load(spec, seed=3, max_length=9)
+    task = tasks.load(spec, tasks.Reading(max_length=9), seed=3)
     assert isinstance(task, TextClassification)
     assert (task.name, task.labels, task.max_length) == (spec, ("maybe", "yes"), 9)
     assert np.bincount(task.train.labels).tolist() == [5, 5]

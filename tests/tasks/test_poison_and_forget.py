@@ -9,12 +9,12 @@ from speclock import tasks
 from speclock.attacks import ATTACKS
 from speclock.errors import InputError
 from speclock.models import Model
-from speclock.recipe import Schooling
+from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Examples, Source, Task
 from speclock.tasks.forget import forget, relearn
 from speclock.tasks.poison import PATCH, PENTAGRAM_SNOWMAN, poison
 from speclock.tasks.text import TextClassification
-from speclock.training import school
+from speclock.training import train
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_backdoor_goes_in_and_the_clean_score_stays(base: Model, digits: Task)
 
 def test_a_forgotten_class_is_relearnt(base: Model, digits: Task) -> None:
     model = base.copy()
-    school(model, forget(digits, "4"), Schooling(optimizer="adam", lr=1e-3, steps=100, batch_size=32))
+    train(model, forget(digits, "4"), TrainingRecipe(optimizer="adam", lr=1e-3, steps=100, batch_size=32))
     outcome = ATTACKS["finetune"](lr=1e-3, batch_size=32)(model, relearn(digits, "4"), 60).outcome
     assert outcome.curve[0][1] < 0.3
     assert outcome.best > outcome.curve[0][1] + 0.4

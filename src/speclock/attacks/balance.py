@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from speclock.attacks.base import InapplicableError, Scene
 from speclock.attacks.fuse import sample_run
-from speclock.attacks.repair import Surgery
+from speclock.attacks.surgery import Surgery
 
 if TYPE_CHECKING:
     import torch

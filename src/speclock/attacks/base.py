@@ -160,9 +160,9 @@ class Attack(ABC):
             self.finish_(attacked)
             scored = outcome.status is Status.OK
             for name, other in task.beside.items() if scored else ():
-                outcome.beside[name] = other.score(attacked.module, attacked)
+                outcome.beside[name] = other.score(attacked)
             if retain is not None and scored:
-                outcome.utility_after = retain.score(attacked.with_head_of(model).module, model)
+                outcome.utility_after = retain.score(attacked.with_head_of(model))
         outcome.seconds, outcome.peak_memory_mb = meter.seconds, meter.peak_memory_mb
         return Attacked(attacked, outcome)
 
@@ -183,7 +183,7 @@ class Attack(ABC):
                 return outcome
             if step.index not in due:
                 continue
-            score = scene.task.score(model.module, model)
+            score = scene.task.score(model)
             if math.isnan(score):
                 outcome.status = Status.DIVERGED
                 outcome.reason = f"answers are not finite after step {step.index}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from speclock.attacks.base import InapplicableError, Scene
-from speclock.attacks.repair import Surgery
+from speclock.attacks.surgery import Surgery
 from speclock.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from speclock.attacks.base import Attack, InapplicableError, Scene
 from speclock.errors import InputError
-from speclock.recipe import Recipe, short
+from speclock.numbers import short
+from speclock.recipe import Recipe
 from speclock.registry import unknown
 
 if TYPE_CHECKING:
@@ -103,9 +104,8 @@ class FineTune(Recipe, Attack):
 
         select_(model.module, self.parameters)
         yield from fit(
-            model.module,
-            scene.task,
             model,
+            scene.task,
             self,
             steps=scene.steps,
             rates=spectral_rates(model.module) if self.layer_rates == "spectral" else None,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from speclock.attacks import ATTACKS
-from speclock.cli.options import OUT, TASK_HELP, field_options, given, task_options
+from speclock.cli.options import OUT, TASK_HELP, field_options, given, reading_of, reading_options
 from speclock.errors import InputError
 
 
@@ -27,7 +27,7 @@ from speclock.errors import InputError
 @click.option("--public-base", help="A public model that the attacker knows MODEL to be made from.")
 @click.option("--out", required=True, type=OUT, help="Folder for attack.json.")
 @field_options(*ATTACKS.values(), leave_out=["lr"])
-@task_options
+@reading_options
 @click.option("--save", is_flag=True, help="Also save the model that the best run leaves.")
 @click.pass_context
 def command(
@@ -51,12 +51,12 @@ def command(
     from speclock.environment import environment
     from speclock.workspace import check_free, new_folder, write_text
 
-    reading = {name: options.pop(name) for name in ("max_length", "text_column", "label_column")}
+    reading = reading_of(ctx, options)
     cls = ATTACKS[attack_name]
     fields = given(ctx, cls, options, f"--attack {attack_name}")
     attacks = [cls(**fields, lr=lr) for lr in _numbers(rates)] or [cls(**fields)]
     check_free(out)
-    wanted = tasks.load(task, **reading)
+    wanted = tasks.load(task, reading)
     target = models.load(model)
     wanted.check_kind(target)
     public = None if public_base is None else models.load(public_base)

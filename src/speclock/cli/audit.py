@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from speclock.audit import SUITES
-from speclock.audit.compare import compare
-from speclock.cli.options import OUT, READING, TASK_HELP, task_options
+from speclock.audits import SUITES
+from speclock.audits.compare import compare
+from speclock.cli.options import OUT, TASK_HELP, reading_of, reading_options
 from speclock.errors import InputError
 
 if TYPE_CHECKING:
-    from speclock.audit.record import Record
+    from speclock.audits.record import Record
     from speclock.models import Model
+    from speclock.tasks.reading import Reading
     from speclock.workspace import Workspace
 
 
@@ -38,11 +39,18 @@ if TYPE_CHECKING:
 )
 @click.option("--public-base", help="A public model that the attacker knows LOCKED to be made from.")
 @click.option("--out", required=True, type=OUT, help="Folder for audit.json and report.html.")
-@task_options
+@reading_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.pass_context
 def command(
-    locked: tuple[Path, ...], base: str, out: Path, resume: bool, as_json: bool, **asked: Any
+    ctx: click.Context,
+    locked: tuple[Path, ...],
+    base: str,
+    out: Path,
+    resume: bool,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Attack LOCKED, its base, its control and a freshly initialised model alike, and write the verdict.
 
@@ -58,11 +66,12 @@ def command(
 
     names = _names(locked)
     before = models.load(base)
-    jobs = asked.pop("jobs")
+    jobs, reading = asked.pop("jobs"), reading_of(ctx, asked)
     request = {
         "command": "audit",
         "locked": {name: models.fingerprint(models.load(str(path))) for name, path in names.items()},
         "base": models.fingerprint(before),
+        **vars(reading),
         **{**asked, "suite": SUITES[asked["suite"]].label},
     }
     alone = len(names) == 1
@@ -70,7 +79,10 @@ def command(
     found = work.finished
     if found is None:
         with work:
-            records = {name: _audited(path, before, asked, jobs, work, alone) for name, path in names.items()}
+            records = {
+                name: _audited(path, before, asked, reading, jobs, work, alone)
+                for name, path in names.items()
+            }
             with new_folder(out) as folder:
                 saved = {}
                 for name, record in records.items():
@@ -92,15 +104,20 @@ def command(
 
 
 def _audited(
-    path: Path, before: Model, asked: dict[str, Any], jobs: int, work: Workspace, alone: bool
+    path: Path,
+    before: Model,
+    asked: dict[str, Any],
+    reading: Reading,
+    jobs: int,
+    work: Workspace,
+    alone: bool,
 ) -> Record:
     from speclock import models, tasks
-    from speclock.audit.run import audit
+    from speclock.audits.run import audit
     from speclock.locks.base import Locked, read_card
 
-    reading = {name: asked[name] for name in READING}
     after, card = models.load(str(path)), read_card(path)
-    retain, attack = tasks.load(asked["retain_task"], **reading), tasks.load(asked["attack_task"], **reading)
+    retain, attack = tasks.load(asked["retain_task"], reading), tasks.load(asked["attack_task"], reading)
     retain.check_head(before)
     attack.check_kind(before)
     kept = work.folder if alone else work.folder / path.name

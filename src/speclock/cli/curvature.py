@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from speclock.cli.options import TASK_HELP, task_options
+from speclock.cli.options import TASK_HELP, reading_of, reading_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from speclock.forecast.curvature import Curvature
+    from speclock.forecast.measurement import Curvature
     from speclock.forecast.slowdown import Forecast, Range
 
 
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     "--per-matrix", is_flag=True, help="Also the block of every weight matrix; slow on large models."
 )
 @click.option("--seed", default=0, show_default=True, help="Which examples, and the fresh head.")
-@task_options
+@reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.pass_context
 def command(
+    ctx: click.Context,
     model: str,
     task: str,
     against: str | None,
@@ -43,7 +45,7 @@ def command(
     batch_size: int,
     per_matrix: bool,
     seed: int,
-    **reading: Any,
+    **options: Any,
 ) -> None:
     """Print how curved the loss of MODEL is on a task: σ_max, κ, trace, bounds, the largest stable learning rates.
 
@@ -54,10 +56,10 @@ def command(
     Example: speclock curvature locked --against base --task newsgroups:sci.med,rec.sport.hockey
     """
     from speclock import models, tasks
-    from speclock.forecast.curvature import measure
+    from speclock.forecast.measurement import measure
     from speclock.forecast.slowdown import forecast
 
-    objective = tasks.load(task, **reading)
+    objective = tasks.load(task, reading_of(ctx, options))
     named = {name: models.load(name) for name in (model, against) if name is not None}
     for loaded in named.values():
         objective.check_kind(loaded)

@@ -39,7 +39,7 @@ def command(ctx: click.Context, out: Path, resume: bool) -> None:
 
     Example: speclock demo --out demo
     """
-    from speclock.audit.record import read
+    from speclock.audits.record import read
     from speclock.report import write
     from speclock.workspace import Workspace, new_folder, write_text
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from speclock.cli.options import OUT, READING, TASK_HELP, field_options, given, task_options
+from speclock.cli.options import OUT, TASK_HELP, field_options, given, reading_of, reading_options
 from speclock.locks import LOCKS
 
 
@@ -20,7 +20,7 @@ from speclock.locks import LOCKS
     "--lock", "lock_name", default="specdef", show_default=True, help=f"One of: {', '.join(LOCKS)}."
 )
 @field_options(*LOCKS.values())
-@task_options
+@reading_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lock card.")
 @click.pass_context
@@ -44,15 +44,22 @@ def command(
     from speclock import models, tasks
     from speclock.workspace import Workspace
 
-    reading = {name: options.pop(name) for name in READING}
+    reading = reading_of(ctx, options)
     cls = LOCKS[lock_name]
     lock = cls(**given(ctx, cls, options, f"--lock {lock_name}"))
-    request = {"command": "lock", "model": model, "task": task, "lock": lock_name, **reading, **vars(lock)}
+    request = {
+        "command": "lock",
+        "model": model,
+        "task": task,
+        "lock": lock_name,
+        **vars(reading),
+        **vars(lock),
+    }
     work = Workspace(out, request, record="speclock.json", resume=resume)
     card = work.finished
     if card is None:
         with work:
-            retain = tasks.load(task, **reading)
+            retain = tasks.load(task, reading)
             base = models.load(model)
             retain.check_head(base)
             locked, card = lock(base, retain, folder=work.folder)

@@ -19,7 +19,7 @@ def command(what: str, as_json: bool) -> None:
     Example: speclock ls tasks
     """
     from speclock.attacks import ATTACKS
-    from speclock.audit import SUITES
+    from speclock.audits import SUITES
     from speclock.experiments import EXPERIMENTS
     from speclock.locks import LOCKS
     from speclock.models import MODELS

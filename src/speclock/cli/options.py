@@ -16,13 +16,11 @@ from typing import Any, TypeVar
 import click
 
 from speclock.errors import InputError
+from speclock.tasks.reading import Reading
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 OUT = click.Path(path_type=Path)
-
-READING = ("max_length", "text_column", "label_column")
-"""The options of :func:`task_options`: arguments of ``tasks.load``."""
 
 
 class Number(click.ParamType):
@@ -82,9 +80,11 @@ def field_options(*classes: type, leave_out: Iterable[str] = ()) -> Callable[[F]
 def _click_type(hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is tuple:
         return {"type": str, "multiple": True}
+    optional = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     options = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    optional = isinstance(hint, types.UnionType)
     kind = options[0] if optional else hint
+    if typing.get_origin(kind) is typing.Literal:
+        return {"type": click.Choice(typing.get_args(kind))}
     return {"type": Number(kind, optional) if kind in (int, float) else kind}
 
 
@@ -134,21 +134,14 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def task_options(function: F) -> F:
-    """How the files behind a task are read, and how long a text may be."""
-    for option in (
-        click.option("--label-column", default="label", show_default=True, help="Column of the labels."),
-        click.option("--text-column", default="text", show_default=True, help="Column of the texts."),
-        click.option(
-            "--max-length",
-            default=128,
-            show_default=True,
-            type=click.IntRange(2),
-            help="Tokens of a text that are read.",
-        ),
-    ):
-        function = option(function)
-    return function
+reading_options = field_options(Reading)
+"""How the files behind a task are read, and how long a text may be."""
+
+
+def reading_of(ctx: click.Context, options: dict[str, Any]) -> Reading:
+    """Take the options of :data:`reading_options` out of ``options``."""
+    fields = {field.name: options.pop(field.name) for field in dataclasses.fields(Reading)}
+    return Reading(**given(ctx, Reading, fields, "reading"))
 
 
 TASK_HELP = (

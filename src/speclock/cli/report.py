@@ -17,7 +17,7 @@ def command(folder: Path, out: Path | None) -> None:
 
     Example: speclock report audit --out verdict.html
     """
-    from speclock.audit.record import read
+    from speclock.audits.record import read
     from speclock.report import write
 
     record = read(folder)

@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 
-from speclock.cli.options import OUT, READING, TASK_HELP, field_options, given, task_options
-from speclock.recipe import Schooling
+from speclock.cli.options import OUT, TASK_HELP, field_options, given, reading_of, reading_options
+from speclock.recipe import TrainingRecipe
 
 
 @click.command("train")
 @click.argument("model")
 @click.option("--task", required=True, help=TASK_HELP)
 @click.option("--out", required=True, type=OUT, help="Folder for the base.")
-@field_options(Schooling)
-@task_options
+@field_options(TrainingRecipe)
+@reading_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.pass_context
 def command(ctx: click.Context, model: str, task: str, out: Path, resume: bool, **options: Any) -> None:
@@ -28,22 +28,22 @@ def command(ctx: click.Context, model: str, task: str, out: Path, resume: bool, 
     Example: speclock train minilm --task newsgroups:sci.space,rec.autos --out base
     """
     from speclock import models, tasks
-    from speclock.training import Checkpoint, school
+    from speclock.training import Checkpoint, train
     from speclock.workspace import Workspace
 
-    reading = {name: options.pop(name) for name in READING}
-    recipe = Schooling(**given(ctx, Schooling, options, "train"))
-    request = {"command": "train", "model": model, "task": task, **reading, **vars(recipe)}
+    reading = reading_of(ctx, options)
+    recipe = TrainingRecipe(**given(ctx, TrainingRecipe, options, "train"))
+    request = {"command": "train", "model": model, "task": task, **vars(reading), **vars(recipe)}
     work = Workspace(out, request, record="train.json", resume=resume)
     record = work.finished
     if record is None:
         with work:
-            learned = tasks.load(task, **reading)
+            learned = tasks.load(task, reading)
             base = models.load(model)
             learned.check_kind(base)
             base = models.load(model, labels=learned.labels, seed=recipe.seed)
             record = {
-                **school(base, learned, recipe, checkpoint=Checkpoint(work.folder)),
+                **train(base, learned, recipe, checkpoint=Checkpoint(work.folder)),
                 "request": work.request,
             }
             models.save(base, out, extra={"train.json": json.dumps(record, indent=1)})

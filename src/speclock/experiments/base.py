@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from speclock.audit.metrics import interval
+from speclock.audits.metrics import interval
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS

@@ -21,7 +21,7 @@ class Family:
     retain: str
     attack: str
     max_length: int = 128
-    schooling: dict[str, Any]
+    training: dict[str, Any]
     """How the base is made."""
     locks: tuple[tuple[str, dict[str, Any]], ...]
     """A random half, drawn by seed, calibrates; the others are held out."""
@@ -44,11 +44,11 @@ class Family:
 
     @cached_property
     def retain_task(self) -> Task:
-        return tasks.load(self.retain, max_length=self.max_length)
+        return tasks.load(self.retain, tasks.Reading(max_length=self.max_length))
 
     @cached_property
     def attack_task(self) -> Task:
-        return tasks.load(self.attack, max_length=self.max_length)
+        return tasks.load(self.attack, tasks.Reading(max_length=self.max_length))
 
     @property
     def all_locks(self) -> tuple[tuple[str, dict[str, Any]], ...]:
@@ -90,7 +90,7 @@ DIGITS = Family(
     model="cnn-mlp",
     retain="mnist:0,1,2,3,4@6000/1000",
     attack="mnist:5,6,7,8,9@400/400",
-    schooling={"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "epochs": 3},
+    training={"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "epochs": 3},
     locks=tuple(
         _specdef(alpha, top_k, epochs=epochs, **_ON_DIGITS)
         for epochs in (1, 4)
@@ -116,7 +116,7 @@ POSTS = Family(
     retain=_TOPICS,
     attack=_OTHERS,
     max_length=32,
-    schooling={"optimizer": "adamw", "lr": 2e-4, "schedule": "linear", "steps": 90},
+    training={"optimizer": "adamw", "lr": 2e-4, "schedule": "linear", "steps": 90},
     locks=(
         _specdef(0.5, 8, steps=40, **_ON_POSTS),
         _specdef(0.02, 8, steps=40, **_ON_POSTS),

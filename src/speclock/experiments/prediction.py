@@ -18,15 +18,15 @@ from speclock import models
 from speclock.curvature import largest_stable_rate
 from speclock.experiments.base import Experiment, Row, row
 from speclock.experiments.families import DIGITS, POSTS, SMOKE, Family
-from speclock.forecast.curvature import sharpness
 from speclock.forecast.effort import Effort, best_score, fewest_steps
+from speclock.forecast.measurement import sharpness
 from speclock.forecast.slowdown import OPTIMIZERS, Calibration, Range, fit_law, to_json
 from speclock.forecast.stability import Found, largest_rate_found
 from speclock.locks import LOCKS
 from speclock.locks.base import lock
 from speclock.models import Model
-from speclock.recipe import Schooling
-from speclock.training import school
+from speclock.recipe import TrainingRecipe
+from speclock.training import train
 from speclock.workspace import write_text
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Prediction(Experiment):
 
     def _base(self, family: Family) -> Model:
         model = models.load(family.model, labels=family.retain_task.labels)
-        school(model, family.retain_task, Schooling(seed=self.seed, **family.schooling))
+        train(model, family.retain_task, TrainingRecipe(seed=self.seed, **family.training))
         return model
 
     def _locked(self, family: Family, base: Model, number: int) -> Model:
@@ -125,7 +125,7 @@ class Prediction(Experiment):
                 targets[optimizer].append(target)
                 efforts[optimizer].append(fewest_steps(model, task, optimizer, rates, target, budget, **race))
         return {
-            "utility": family.retain_task.score(model.module, model),
+            "utility": family.retain_task.score(model),
             "theory": sharp.rates,
             "lambda": {name: largest.value for name, largest in sharp._asdict().items()},
             "found": found,

@@ -1,7 +1,7 @@
 """What a lock will cost, from curvature, before any attack is run."""
 
-from speclock.forecast.curvature import Curvature, Sharpness, measure, sharpness
 from speclock.forecast.effort import Effort, fewest_steps
+from speclock.forecast.measurement import Curvature, Sharpness, measure, sharpness
 from speclock.forecast.objective import Objective
 from speclock.forecast.slowdown import Forecast, forecast
 from speclock.forecast.stability import largest_rate_found

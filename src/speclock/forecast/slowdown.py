@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from speclock.errors import InputError
-from speclock.forecast.curvature import Curvature
+from speclock.forecast.measurement import Curvature
 
 OPTIMIZERS = ("sgd", "adam")
 

@@ -58,9 +58,7 @@ def largest_rate_found(
             batch_statistics=False, seed=seed,
         )  # fmt: skip
         first = math.nan
-        for step in fit(
-            objective.model.module, objective.task, objective.model, recipe, steps=steps + 1, title="rate"
-        ):
+        for step in fit(objective.model, objective.task, recipe, steps=steps + 1, title="rate"):
             if step.diverged:
                 return False
             if step.index == 1:

@@ -180,7 +180,7 @@ class _Guard:
             return False
         if step.index not in self.due:
             return True
-        utility = self.task.score(self.model.module, self.model)
+        utility = self.task.score(self.model)
         if math.isnan(utility):
             self.diverged_at = step.index
             return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from speclock.errors import InputError
 from speclock.locks.base import Lock, Run, penalty_of
-from speclock.recipe import Schooling
+from speclock.recipe import TrainingRecipe
 from speclock.registry import unknown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ RETAIN = ("task", "kl", "task+kl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecDef(Schooling, Lock):
+class SpecDef(TrainingRecipe, Lock):
     """``W ← W − η ∇[ α·ℓ_retain − (1−α)·(1/n) Σᵢ σᵢ ]`` over the top k σ of every weight matrix.
 
     The defaults suit a pretrained transformer of some 20M weights. The paper's own settings: for ResNet-18
@@ -40,7 +40,7 @@ class SpecDef(Schooling, Lock):
     name: ClassVar[str] = "specdef"
 
     def __post_init__(self) -> None:
-        Schooling.__post_init__(self)
+        TrainingRecipe.__post_init__(self)
         Lock.__post_init__(self)
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha is {self.alpha}; it must lie in [0, 1].")
@@ -52,9 +52,8 @@ class SpecDef(Schooling, Lock):
 
         penalty = penalty_of(model.module, self)
         yield from fit(
-            model.module,
-            task,
             model,
+            task,
             self,
             steps=self.total_steps(task),
             loss=self._retain_loss(model, task),

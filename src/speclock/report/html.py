@@ -11,12 +11,13 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-from speclock.audit.compare import FORMAT as COMPARE_FORMAT
-from speclock.audit.record import FORMAT, TARGETS
+from speclock import numbers
+from speclock.audits.compare import FORMAT as COMPARE_FORMAT
+from speclock.audits.record import FORMAT, TARGETS
 from speclock.errors import InputError
-from speclock.report import numbers, plots
+from speclock.numbers import finite, percent
+from speclock.report import plots
 from speclock.report import runs as _runs
-from speclock.report.numbers import finite, percent
 from speclock.report.plots import Record
 from speclock.workspace import write_text
 

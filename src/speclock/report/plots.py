@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from speclock.audit.record import TARGETS
+from speclock.audits.record import TARGETS
+from speclock.numbers import finite, percent, plain, rate, significant
 from speclock.report import runs as _runs
-from speclock.report.numbers import finite, percent, plain, rate, significant
 from speclock.report.runs import Cell, Curve, Sweep
 
 Record = dict[str, Any]

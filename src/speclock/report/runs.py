@@ -9,8 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from speclock.audit.metrics import rank
-from speclock.report.numbers import finite
+from speclock.audits.metrics import rank
+from speclock.numbers import finite
 
 Run = dict[str, Any]
 Curve = list[tuple[float, float]]

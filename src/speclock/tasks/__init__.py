@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speclock.errors import InputError
 from speclock.registry import Registry, unknown
+from speclock.tasks.reading import Reading
 
 if TYPE_CHECKING:
     from speclock.tasks.base import Task
@@ -44,24 +45,22 @@ _FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 def load(
     spec: str,
+    reading: Reading | None = None,
     *,
     seed: int = 0,
-    max_length: int = 128,
-    text_column: str = "text",
-    label_column: str = "label",
-    pair_column: str = "text_pair",
 ) -> Task:
     """The task that ``NAME_OR_PATH[:LABEL,LABEL…][@TRAIN[/TEST]][+WRAPPER=LABEL]`` asks for.
 
     A built-in name goes before a file of that name (write ``./mnist`` for the file). The labels, or
     prefixes of labels, are those kept; TRAIN and TEST are how many examples are kept of these, stratified and
     drawn by ``seed`` (the test examples always by the same one). A wrapper is ``poison`` (with a rate, where
-    one is wanted: ``+poison=safe,0.1``), ``forget`` or ``relearn``. ``max_length`` (tokens) and the columns
-    are for text tasks.
+    one is wanted: ``+poison=safe,0.1``), ``forget`` or ``relearn``. ``reading`` says which columns of a file
+    are read, how much of a text, and the metric.
 
     Raises :class:`~speclock.errors.InputError` for an unknown name or label (the nearest is suggested)
     and for data that cannot be had or read.
     """
+    reading = reading or Reading()
     plain, wrapper, argument = unwrap(spec)
     base, labels, train, test = parse(plain)
     if base in TASKS:
@@ -74,7 +73,10 @@ def load(
         from speclock.tasks.files import from_file
 
         task = from_file(
-            Path(base), text_column=text_column, label_column=label_column, pair_column=pair_column
+            Path(base),
+            text_column=reading.text_column,
+            label_column=reading.label_column,
+            pair_column=reading.pair_column,
         )
     else:
         raise InputError(
@@ -82,9 +84,11 @@ def load(
             "or a folder of images."
         )
     if hasattr(task, "max_length"):
-        task = replace(task, max_length=max_length)
+        task = replace(task, max_length=reading.max_length)
     if labels:
         task = task.keep(labels)
+    if reading.metric is not None:
+        task = task.scored_by(reading.metric)
     for limit in (train, test):
         if limit is not None and limit < len(task.labels):
             raise InputError(

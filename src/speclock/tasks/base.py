@@ -20,6 +20,7 @@ from speclock.registry import unknown
 Batch = dict[str, Tensor]
 Split = Literal["train", "test"]
 Modality = Literal["image", "text"]
+Metric = Literal["accuracy", "f1"]
 
 
 @runtime_checkable
@@ -32,6 +33,13 @@ class Encoder(Protocol):
     channels: int
     image_size: int | None
     labels: tuple[str, ...] | None
+
+
+@runtime_checkable
+class Answerer(Encoder, Protocol):
+    """What a task needs of a model to score it: how to feed it, and the module that answers."""
+
+    module: nn.Module
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Task(ABC):
     test: Examples
     labels: tuple[str, ...]
     source: Source
-    metric: Literal["accuracy", "f1"] = "accuracy"
+    metric: Metric = "accuracy"
     floor: float | None = None
     """What the metric comes to without having learnt, where that is not the commonest label's share."""
     beside: Mapping[str, Task] = field(default_factory=dict)
@@ -156,6 +164,12 @@ class Task(ABC):
         names = tuple(label for label in self.labels if label in kept)
         return replace(self, train=only(self.train), test=only(self.test), labels=names)
 
+    def scored_by(self, metric: Metric) -> Task:
+        """The same task under another metric. Raises :class:`InputError` for an F1 of more than two labels."""
+        if metric == "f1" and len(self.labels) != 2:
+            raise InputError(f"{self.name} has {len(self.labels)} labels; f1 is of the second of two.")
+        return replace(self, metric=metric)
+
     @abstractmethod
     def encode(self, examples: Examples, encoder: Encoder) -> Batch:
         """Tensors that the module takes as keyword arguments, plus ``labels``; padded to the longest row."""
@@ -226,19 +240,18 @@ class Task(ABC):
         return nn.functional.cross_entropy(self.logits(module, batch).float(), batch["labels"])
 
     @torch.no_grad()
-    def score(
-        self, module: nn.Module, encoder: Encoder, split: Split = "test", batch_size: int = 64
-    ) -> float:
-        """The metric over a split, in evaluation mode; the module's mode is put back afterwards.
+    def score(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> float:
+        """The metric of a model's answers over a split, in evaluation mode; its mode is put back afterwards.
 
         NaN where any answer is not finite: a model that has diverged has no score.
         """
+        module = model.module
         device = next(module.parameters()).device
         was_training = module.training
         module.eval()
         answers, truth = [], []
         finite = True
-        for batch in self.batches(encoder, split, batch_size):
+        for batch in self.batches(model, split, batch_size):
             logits = self.logits(module, {name: value.to(device) for name, value in batch.items()}).float()
             finite = finite and bool(logits.isfinite().all())
             answers.append(logits.argmax(-1).cpu())

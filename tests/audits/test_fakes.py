@@ -14,14 +14,14 @@ from speclock.attacks.balance import Balance
 from speclock.attacks.base import Attack
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.fuse import Fuse
-from speclock.audit.record import Record
-from speclock.audit.run import audit
-from speclock.audit.suite import Suite
+from speclock.audits.record import Record
+from speclock.audits.run import audit
+from speclock.audits.suite import Suite
 from speclock.models import Model
 from speclock.models.cnn_mlp import CnnMlp
-from speclock.recipe import Schooling
+from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
-from speclock.training import school
+from speclock.training import train
 
 RATES = (1e-4, 1e-3, 1e-2)
 PLAIN = tuple(FineTune(lr=lr, batch_size=32) for lr in RATES)
@@ -112,7 +112,7 @@ def test_the_norm_null_fake_falls_to_a_knob(digits: Task, silhouettes: Task) -> 
     """Behind a layer norm, v ∝ 1/γ is constant on every input: raising σ₁ along it changes no answer."""
     torch.manual_seed(0)
     base = wrap(Normed(), modality="image", labels=digits.labels)
-    school(base, digits, Schooling(optimizer="adam", lr=1e-3, steps=150, batch_size=32))
+    train(base, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=150, batch_size=32))
     fake = base.copy()
     W, norm = fake.module.raised, fake.module.norm
     with torch.no_grad():

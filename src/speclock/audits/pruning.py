@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 
 from speclock.attacks.base import Watch
-from speclock.audit.record import RunRecord
+from speclock.audits.record import RunRecord
 
 
 def visible(n: int) -> float:

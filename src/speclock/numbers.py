@@ -1,4 +1,4 @@
-"""How a number is written, the same in the text and in the figures."""
+"""How a number is written, the same in titles, reports and figures."""
 
 from __future__ import annotations
 
@@ -55,19 +55,30 @@ def interval(bounds: Any) -> str:
     return f"{low:.1f}–{high:.1f}%"
 
 
+def short(number: float) -> str:
+    """A number in its shortest form.
+
+    >>> short(3e-4), short(0.1), short(1.0), short(0.0), short(-2.5e-5)
+    ('3e-4', '0.1', '1', '0', '-2.5e-5')
+    """
+    size = abs(number)
+    text = (
+        f"{number:g}" if 1e-3 < size < 1e4 or not size else f"{number:.3g}" if size >= 1e4 else f"{number:e}"
+    )
+    if "e" not in text:
+        return text
+    mantissa, exponent = text.split("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+
+
 def rate(value: Any) -> str:
     """A learning rate, as it is typed.
 
     >>> rate(0.0001), rate(0.00025), rate(0.1), rate(2), rate("cosine")
-    ('1e-4', '2.5e-4', '1e-1', '2', 'cosine')
+    ('1e-4', '2.5e-4', '0.1', '2', 'cosine')
     """
     number = finite(value)
-    if number is None:
-        return plain(value)
-    if not 0 < abs(number) < 1:
-        return f"{number:g}"
-    digits, exponent = f"{number:.2e}".split("e")
-    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return plain(value) if number is None else short(number)
 
 
 def significant(value: Any) -> str:
@@ -125,7 +136,7 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        return short(value)
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value) or NONE
     if isinstance(value, dict):

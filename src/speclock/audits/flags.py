@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
-from speclock.audit.metrics import strongest
-from speclock.audit.record import TARGETS, Record, RunRecord
+from speclock.audits.metrics import strongest
+from speclock.audits.record import TARGETS, Record, RunRecord
 
 Flag = Callable[[Record], str | None]
 

@@ -13,15 +13,15 @@ from safetensors.torch import load_model, save_model
 from tqdm import tqdm
 
 from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Watch
-from speclock.audit import SUITES
-from speclock.audit.flags import raised
-from speclock.audit.gradients import blocked_gradients
-from speclock.audit.kept_runs import KeptRuns
-from speclock.audit.metrics import summarise, verdict
-from speclock.audit.pruning import Pruner, visible
-from speclock.audit.record import TARGETS, Record, RunRecord
-from speclock.audit.suite import Suite
-from speclock.audit.workers import workers
+from speclock.audits import SUITES
+from speclock.audits.flags import raised
+from speclock.audits.gradients import blocked_gradients
+from speclock.audits.kept_runs import KeptRuns
+from speclock.audits.metrics import summarise, verdict
+from speclock.audits.pruning import Pruner, visible
+from speclock.audits.record import TARGETS, Record, RunRecord
+from speclock.audits.suite import Suite
+from speclock.audits.workers import workers
 from speclock.environment import environment
 from speclock.errors import InputError
 from speclock.locks import LOCKS
@@ -71,8 +71,8 @@ def audit(
     budget = steps or chosen.steps
     start = time.perf_counter()
     with kept_in(folder) as kept:
-        utility_base = retain.score(base.module, base)
-        utility_locked = retain.score(model.module, model)
+        utility_base = retain.score(base)
+        utility_locked = retain.score(model)
         targets = _Targets(base, model, _control(base, retain, card, kept))
         work = _Work(targets, attack, retain, chosen, budget, seeds, public, KeptRuns(kept, shared))
         runs = work.all_runs(jobs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speclock.attacks.base import Attack
-from speclock.audit.record import RunRecord
+from speclock.audits.record import RunRecord
 from speclock.workspace import write_text
 
 

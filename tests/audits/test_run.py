@@ -14,10 +14,10 @@ import speclock
 from speclock.attacks.base import Scene
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
-from speclock.audit.pruning import Pruner, visible
-from speclock.audit.record import TARGETS, Record
-from speclock.audit.run import audit
-from speclock.audit.suite import QUICK, STANDARD, Suite
+from speclock.audits.pruning import Pruner, visible
+from speclock.audits.record import TARGETS, Record
+from speclock.audits.run import audit
+from speclock.audits.suite import QUICK, STANDARD, Suite
 from speclock.errors import InputError
 from speclock.locks.base import Locked
 from speclock.models import Model
@@ -232,10 +232,3 @@ def test_published_suites_are_frozen(suite: Suite, known: tuple[Any, ...]) -> No
     digest = hashlib.sha256("\n".join(attack.title for attack in suite.attacks).encode()).hexdigest()
     assert (suite.label, suite.steps, suite.finalists, suite.evaluations) == known[:4]
     assert (len(suite.attacks), digest[:12]) == known[4:]
-
-
-def test_the_room_and_its_verb_share_a_name() -> None:
-    import speclock.audit.suite
-
-    assert callable(speclock.audit)
-    assert speclock.audit.suite.QUICK is QUICK

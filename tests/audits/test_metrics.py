@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from speclock.audit.flags import FLAGS, raised
-from speclock.audit.metrics import steps_to, strongest, summarise, uplift, uplift_interval, verdict
-from speclock.audit.record import FORMAT, Record, RunRecord, read
+from speclock.audits.flags import FLAGS, raised
+from speclock.audits.metrics import steps_to, strongest, summarise, uplift, uplift_interval, verdict
+from speclock.audits.record import FORMAT, Record, RunRecord, read
 from speclock.errors import InputError
-from speclock.recipe import short
+from speclock.numbers import short
 
 CARD = {"chosen_step": 9, "fingerprint": "L", "base": {"fingerprint": "B"}, "strength_locked": 5.0}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from speclock.audit.record import Record, RunRecord
+from speclock.audits.record import Record, RunRecord
 
 
 class Best(NamedTuple):

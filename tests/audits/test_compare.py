@@ -9,8 +9,8 @@ import pytest
 
 import speclock
 from speclock import models
-from speclock.audit import run as audit_run
-from speclock.audit.compare import compare, proportion
+from speclock.audits import run as audit_run
+from speclock.audits.compare import compare, proportion
 from speclock.cli import cli
 from speclock.errors import InputError
 from speclock.models import Model

@@ -1,0 +1,60 @@
+"""What every surgery on the weights shares: the operation, the healing after it, then fine-tuning."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from speclock.attacks.base import InapplicableError, Scene
+from speclock.attacks.finetune import FineTune
+from speclock.errors import InputError
+
+if TYPE_CHECKING:
+    from speclock.models import Model
+    from speclock.training import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surgery(FineTune):
+    """An operation on the weights, then fine-tuning.
+
+    A subclass gives :meth:`operate_`. With ``heal``, the first steps of the budget bring back what the
+    operation spoilt: the released model's features on the attacker's own inputs are the target, so no data
+    of the publisher's is needed.
+    """
+
+    heal: int = 0
+    """Steps of the budget in which the operated model is trained to give the released one's features."""
+
+    kind: ClassVar[str] = "surgery"
+    joint: ClassVar[str | None] = ", then "
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heal < 0:
+            raise InputError(f"heal is {self.heal}; it must not be negative.")
+
+    @abstractmethod
+    def operate_(self, model: Model, scene: Scene) -> None:
+        """Change the weights in place."""
+
+    def prepare_(self, model: Model, scene: Scene) -> None:
+        super().prepare_(model, scene)
+        if self.heal >= scene.steps:
+            raise InapplicableError(
+                f"heal takes {self.heal} of {scene.steps} steps and leaves none for the attack"
+            )
+        self.operate_(model, scene)
+
+    def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
+        from speclock.attacks.distill import imitation, in_turn
+
+        if not self.heal:
+            yield from super().trajectory(model, scene)
+            return
+        rest = scene._replace(steps=scene.steps - self.heal)
+        yield from in_turn(
+            imitation(model, scene.released, scene.task, self, self.heal), super().trajectory(model, rest)
+        )
