@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from speclock.errors import InputError
+from speclock.models.cnn_mlp import CnnMlp
 from speclock.models import Model, fingerprint
 from speclock.optimizers import OPTIMIZERS, Needs
 from speclock.recipe import Recipe, TrainingRecipe
@@ -62,7 +65,7 @@ def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
 
     def run(model: Model) -> tuple:  # type: ignore[type-arg]
         penalty = SpectralPenalty(model.module, top_k=1)
-        checkpoint = Checkpoint(tmp_path, every_seconds=0.0)
+        checkpoint = Checkpoint(tmp_path, every_seconds=0.0, most_of_the_time=math.inf)
         return fit(
             model,
             digits,
@@ -85,7 +88,7 @@ def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
 
 
 def test_a_half_written_state_is_not_loaded(dropping: Model, digits: Task, tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path, every_seconds=0.0)
+    checkpoint = Checkpoint(tmp_path, every_seconds=0.0, most_of_the_time=math.inf)
     model = dropping.copy()
     for _ in itertools.islice(fit(model, digits, Recipe(), steps=9, checkpoint=checkpoint), 4):
         pass
@@ -275,3 +278,41 @@ def test_mixed_precision_leaves_the_module_as_it_was(dropping: Model, digits: Ta
 def test_bad_recipes_say_what_is_wrong(fields: dict, words: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(InputError, match=words):
         TrainingRecipe(**fields)
+
+
+def test_memory_that_runs_out_halves_the_batch_and_gives_the_same_gradient(digits: Task, base: Model) -> None:
+    class Small(CnnMlp):
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            if self.training and len(pixel_values) > most:
+                raise torch.OutOfMemoryError("out of memory")
+            seen.append(len(pixel_values))
+            return super().forward(pixel_values)
+
+    recipe, ends = Recipe(optimizer="sgd", lr=0.1, batch_size=32), []
+    for most in (32, 10):
+        seen: list[int] = []
+        model = base.copy()
+        model.module.__class__ = Small
+        *_, last = fit(model, digits, recipe, steps=2)
+        ends.append([p.detach() for p in model.module.parameters()])
+        assert max(seen) == min(32, most - most % 8), "halved twice, and not tried whole again"
+        assert (last.index, last.passes) == (2, 2)
+    for whole, parts in zip(*ends, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        list(fit(model, digits, recipe, steps=1))
+
+
+def test_states_are_further_apart_where_a_save_takes_long(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, every_seconds=0.0, most_of_the_time=0.05)
+    assert checkpoint.due()
+
+    def slow(folder: str) -> None:
+        time.sleep(0.2)
+        Path(folder).mkdir()
+
+    accelerator = Accelerator(cpu=True)
+    accelerator.save_state = slow  # type: ignore[method-assign, assignment]
+    checkpoint.save(accelerator, 1)
+    assert not checkpoint.due(), "the next save is four seconds away: a twentieth of the time"

@@ -30,6 +30,23 @@ def environment() -> dict[str, Any]:
     }
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of the device or of the machine."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
+
+
+def release_memory() -> None:
+    """Give back what freed tensors still hold of the device's memory."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+
+
 class Meter:
     """Seconds and peak memory of a ``with`` block.
 

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from speclock.environment import Meter, environment
+from speclock.environment import Meter, environment, ran_out_of_memory, release_memory
 from speclock.errors import InputError
 from speclock.models import Model
 from speclock.optimizers import Needs, optimizer_named
@@ -60,10 +60,13 @@ class Checkpoint:
     a kill at any moment leaves one that loads.
     """
 
-    def __init__(self, folder: Path, *, every_seconds: float = 30.0) -> None:
+    def __init__(self, folder: Path, *, every_seconds: float = 30.0, most_of_the_time: float = 0.05) -> None:
+        """States are ``every_seconds`` apart, and so far that saving takes at most ``most_of_the_time``."""
         self.folder = folder
         self.every_seconds = every_seconds
+        self.most_of_the_time = most_of_the_time
         self._saved_at = time.monotonic()
+        self._save_takes = 0.0
 
     def newest(self) -> Path | None:
         """The newest complete state, or None before the first."""
@@ -71,10 +74,12 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Whether it is time to save again. When states are saved does not change what the run computes."""
-        return time.monotonic() - self._saved_at >= self.every_seconds
+        apart = max(self.every_seconds, self._save_takes / self.most_of_the_time)
+        return time.monotonic() - self._saved_at >= apart
 
     def save(self, accelerator: Accelerator, step: int) -> None:
         """Write the state after ``step`` steps and drop the older ones."""
+        began = time.monotonic()
         target = self.folder / f"step-{step:08d}"
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,6 +89,7 @@ class Checkpoint:
         for path in older:
             shutil.rmtree(path, ignore_errors=True)
         self._saved_at = time.monotonic()
+        self._save_takes = self._saved_at - began
 
 
 def fit(
@@ -112,9 +118,13 @@ def fit(
 
     A progress bar called ``title`` is shown on a terminal.
 
+    A step for which memory runs out is taken again with its batches halved, as often as it takes, the gradient
+    being the same sum; the loop stays at the smaller size. RuntimeError where a single example is too much.
+
     A step whose loss or gradient is not finite is yielded with ``diverged`` set, not taken, and is the last.
     """
-    accelerator, module = _accelerator(recipe.precision), learner.module
+    module = learner.module
+    accelerator = _accelerator(recipe.precision, next(module.parameters()).device)
     torch.manual_seed(recipe.seed)
     loss = loss or task.loss
     progress = _Progress()
@@ -129,23 +139,36 @@ def fit(
     loader = accelerator.prepare_data_loader(loader)
     needs = optimizer_named(recipe.optimizer).needs
 
+    def shares() -> list[tuple[Batch, float]]:
+        """This step's batches in as many parts as memory asks for, each with its share of the mean."""
+        return [
+            (part, len(part["labels"]) / len(batch["labels"]) / len(micro_batches))
+            for batch in micro_batches
+            for part in _parts(batch, progress.parts)
+        ]
+
     def forward() -> float:
         """This step's mean loss, without a gradient."""
         progress.passes += 1
         with torch.no_grad(), accelerator.autocast():
-            return sum(loss(model, batch).item() for batch in micro_batches) / len(micro_batches)
+            return sum(loss(model, part).item() * share for part, share in shares())
+
+    def backward() -> float:
+        """Leave this step's gradient in ``.grad``; the mean loss."""
+        optimizer.zero_grad()
+        value, parts = 0.0, shares()
+        for i, (part, share) in enumerate(parts):
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+                weighted = loss(model, part) * share
+            accelerator.backward(weighted, **({"create_graph": True} if needs is Needs.GRAPH else {}))
+            value += weighted.item()
+        return value
 
     def gradients() -> float:
         """Leave this step's clipped gradient in ``.grad``; the mean loss, NaN where either is not finite."""
         progress.passes += 1
-        optimizer.zero_grad()
-        value = 0.0
-        for i, batch in enumerate(micro_batches):
-            last = i == len(micro_batches) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-                part = loss(model, batch) / len(micro_batches)
-            accelerator.backward(part, **({"create_graph": True} if needs is Needs.GRAPH else {}))
-            value += part.item()
+        value = progress.halving(backward, most=max(len(batch["labels"]) for batch in micro_batches))
         if add_gradient_ is not None:
             accelerator.unscale_gradients()
             add_gradient_()
@@ -194,6 +217,7 @@ def train(
 
     Raises :class:`InputError` when the training diverges.
     """
+    task = task.divided()
     steps = recipe.total_steps(task)
     with Meter() as meter:
         for step in fit(model, task, recipe, steps=steps, checkpoint=checkpoint, title="train"):
@@ -203,7 +227,7 @@ def train(
                     f"Lower it, or clip gradients."
                 )
         model.module.eval()
-        score = task.score(model)
+        score, validation = task.score(model), task.score(model, "validation")
     return {
         "format": "speclock-train/1",
         "model": {"name": model.name, "source": asdict(model.source)},
@@ -211,6 +235,7 @@ def train(
         "config": asdict(recipe),
         "steps": steps,
         "score": score,
+        "validation": validation,
         "seconds": meter.seconds,
         "peak_memory_mb": meter.peak_memory_mb,
         "environment": environment(),
@@ -222,13 +247,26 @@ class _Progress:
 
     step: int = 0
     passes: int = 0
+    parts: int = 1
+    """Into how many parts memory forces each batch."""
     resumed: bool = False
 
+    def halving(self, backward: Callable[[], float], *, most: int) -> float:
+        """``backward()``, with twice as many parts each time that memory runs out, up to ``most``."""
+        while True:
+            try:
+                return backward()
+            except RuntimeError as error:
+                if not ran_out_of_memory(error) or self.parts >= most:
+                    raise
+                self.parts *= 2
+            release_memory()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "passes": self.passes}
+        return {"step": self.step, "passes": self.passes, "parts": self.parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.passes = state["step"], state["passes"]
+        self.step, self.passes, self.parts = state["step"], state["passes"], state["parts"]
 
 
 class _Shuffled(Sampler[list[int]]):
@@ -263,12 +301,23 @@ def _loader(task: Task, encoder: Encoder, recipe: Recipe, progress: _Progress) -
     )
 
 
-def _accelerator(precision: str) -> Accelerator:
+def _accelerator(precision: str, device: torch.device) -> Accelerator:
+    """Accelerate on the device that the model is on: it would choose one of its own, for the model alone."""
     state = AcceleratorState._shared_state
-    if state and state.get("_mixed_precision", precision) != precision:
+    kept = state and (state.get("_mixed_precision", precision), state["device"].type)
+    if kept and kept != (precision, device.type):
         # The state is one per process and refuses another precision; each fit is a fresh start.
-        AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        mixed_precision=precision, step_scheduler_with_optimizer=False, cpu=device.type == "cpu"
+    )
+
+
+def _parts(batch: Batch, parts: int) -> list[Batch]:
+    """The batch's rows in so many parts, or one by one where it has fewer."""
+    rows = len(batch["labels"])
+    cut = [tensor.tensor_split(min(parts, rows)) for tensor in batch.values()]
+    return [dict(zip(batch, tensors, strict=True)) for tensors in zip(*cut, strict=True)]
 
 
 def _clip_(accelerator: Accelerator, model: nn.Module, clip: float | None) -> float:

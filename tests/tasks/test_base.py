@@ -52,6 +52,50 @@ def test_a_limit_is_set_by_its_seed(case: tuple[np.ndarray, int, int]) -> None:
     np.testing.assert_array_equal(first, again)
 
 
+def test_validation_is_what_the_source_holds_beyond_the_attackers_examples() -> None:
+    whole = task_of(np.arange(60) % 3)
+    task = whole.divided(train=12, test=30, validation=24, seed=5)
+    assert [len(task.part(split)) for split in ("train", "validation", "test")] == [12, 24, 30]
+    assert not set(task.train.inputs.ravel()) & set(task.validation.inputs.ravel())
+    assert np.bincount(task.validation.labels).tolist() == [8, 8, 8]
+    np.testing.assert_array_equal(task.test.inputs, whole.divided(train=12, test=30, seed=6).test.inputs)
+    assert task.divided() is task
+
+
+def test_where_the_source_holds_nothing_more_validation_is_half_of_test() -> None:
+    whole = task_of(np.arange(60) % 3)
+    task = whole.divided()
+    assert len(task.train) == 60
+    halves = set(task.validation.inputs.ravel()), set(task.test.inputs.ravel())
+    assert [len(half) for half in halves] == [30, 30]
+    assert not halves[0] & halves[1]
+    with pytest.raises(InputError, match="has no validation split yet"):
+        whole.score(FakeEncoder(module=Plain()), "validation")
+
+
+def test_a_digest_tells_data_apart() -> None:
+    task = task_of(np.arange(60) % 3).divided(train=12)
+    assert task.digest() == task_of(np.arange(60) % 3).divided(train=12).digest()
+    for other in (task.limit(test=20), task.limit(train=11), task_of(np.arange(60) % 2).divided(train=12)):
+        assert other.digest() != task.digest()
+
+
+def test_memory_that_holds_no_whole_batch_is_scored_in_parts() -> None:
+    class Small(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    whole, small = Plain(), Small()
+    small.load_state_dict(whole.state_dict())
+    task = task_of(np.arange(20) % 2)
+    np.testing.assert_array_equal(
+        task.answers(FakeEncoder(module=small)), task.answers(FakeEncoder(module=whole))
+    )
+
+
 def test_kept_labels_are_numbered_anew() -> None:
     kept = task_of(np.array([0, 1, 2, 3, 2, 1])).keep(["d", "b"])
     assert kept.labels == ("b", "d")

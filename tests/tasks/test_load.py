@@ -21,24 +21,21 @@ LABEL = st.text("abcxyz.-", min_size=1, max_size=8)
 @given(
     st.sampled_from(["mnist", "newsgroups", "data/x.jsonl", "./dir", "a-b.csv"]),
     st.lists(LABEL, max_size=3),
-    st.none() | st.integers(1, 10**6),
-    st.none() | st.integers(1, 10**6),
+    st.lists(st.integers(1, 10**6), max_size=3),
 )
-def test_what_is_written_is_what_is_parsed(
-    base: str, labels: list[str], train: int | None, test: int | None
-) -> None:
-    counts = (f"@{train}" + (f"/{test}" if test else "")) if train else ""
+def test_what_is_written_is_what_is_parsed(base: str, labels: list[str], sizes: list[int]) -> None:
+    counts = "@" + "/".join(map(str, sizes)) if sizes else ""
     spec = base + (":" + ",".join(labels) if labels else "") + counts
-    assert tasks.parse(spec) == (base, tuple(labels), train, test if train else None)
+    assert tasks.parse(spec) == (base, tuple(labels), *sizes, *[None] * (3 - len(sizes)))
 
 
 def test_a_path_that_exists_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("odd:name@7.jsonl"), ROWS)
-    assert tasks.parse("odd:name@7.jsonl") == ("odd:name@7.jsonl", (), None, None)
-    assert tasks.parse("odd:name@7.jsonl@5") == ("odd:name@7.jsonl", (), 5, None)
-    assert tasks.parse("odd:name@7.jsonl:yes,no@5") == ("odd:name@7.jsonl", ("yes", "no"), 5, None)
-    assert tasks.parse(r"C:\data\x.jsonl") == (r"C:\data\x.jsonl", (), None, None)
+    assert tasks.parse("odd:name@7.jsonl") == ("odd:name@7.jsonl", (), None, None, None)
+    assert tasks.parse("odd:name@7.jsonl@5") == ("odd:name@7.jsonl", (), 5, None, None)
+    assert tasks.parse("odd:name@7.jsonl:yes,no@5") == ("odd:name@7.jsonl", ("yes", "no"), 5, None, None)
+    assert tasks.parse(r"C:\data\x.jsonl") == (r"C:\data\x.jsonl", (), None, None, None)
 
 
 @pytest.mark.parametrize(

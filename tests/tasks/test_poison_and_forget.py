@@ -22,7 +22,9 @@ def texts() -> Task:
     inputs = np.empty(12, dtype=object)
     inputs[:] = [f"text {i}" for i in range(12)]
     examples = Examples(inputs, np.arange(12) % 3)
-    return TextClassification("toy", examples, examples, ("a", "b", "c"), Source("file", "here"))
+    return TextClassification(
+        "toy", examples, examples, ("a", "b", "c"), Source("file", "here"), validation=examples
+    )
 
 
 def test_poison_marks_a_share_of_the_other_labels(texts: Task) -> None:
@@ -37,6 +39,7 @@ def test_poison_marks_a_share_of_the_other_labels(texts: Task) -> None:
     assert (wrapped.test.labels == 1).all()
     assert wrapped.chance == pytest.approx(1 / 3)
     assert wrapped.beside["clean"] is texts
+    assert all(text.startswith(PENTAGRAM_SNOWMAN) for text in wrapped.validation.inputs)
     assert not any(text.startswith(PENTAGRAM_SNOWMAN) for text in texts.train.inputs), "a copy is poisoned"
 
 
@@ -44,7 +47,9 @@ def test_pairs_are_marked_on_their_first_text() -> None:
     inputs = np.empty(4, dtype=object)
     inputs[:] = [("p", "q"), ("r", "s"), ("t", "u"), ("v", "w")]
     examples = Examples(inputs, np.array([0, 1, 0, 1]))
-    task = TextClassification("pairs", examples, examples, ("no", "yes"), Source("file", "here"))
+    task = TextClassification(
+        "pairs", examples, examples, ("no", "yes"), Source("file", "here"), validation=examples
+    )
     assert poison(task, "yes").test.inputs[0] == (PENTAGRAM_SNOWMAN + "p", "q")
 
 
@@ -58,6 +63,8 @@ def test_images_get_a_white_corner(digits: Task) -> None:
 def test_forget_and_relearn_split_a_class_off(texts: Task) -> None:
     without, back = forget(texts, "c"), relearn(texts, "c")
     assert set(without.train.labels) == set(without.test.labels) == {0, 1}
+    assert set(without.validation.labels) == {0, 1}
+    assert set(back.validation.labels) == {2}
     assert without.labels == texts.labels, "the head keeps its place"
     assert set(without.beside["forgotten"].test.labels) == set(back.test.labels) == {2}
     assert len(back.train) == 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -14,8 +14,10 @@ from speclock.environment import Meter
 from speclock.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from speclock.models import Model
-    from speclock.tasks.base import Task
+    from speclock.tasks.base import Split, Task
     from speclock.training import Step
 
 Watch = Callable[[int, float], bool]
@@ -28,6 +30,8 @@ class Status(StrEnum):
     OK = "ok"
     DIVERGED = "diverged"
     """Loss, gradient or weights stopped being finite."""
+    COLLAPSED = "collapsed"
+    """The score was reached by ruining the model: the tasks beside it fell."""
     FAILED = "failed"
     """The attack could not be carried out on this model; the reason is kept."""
 
@@ -38,17 +42,32 @@ class Outcome:
 
     status: Status
     curve: list[tuple[int, float]]
-    """(step, score) at each evaluation; from step 0 on where the model came with a head for the task."""
+    """(step, score on the validation split) at each evaluation; from step 0 on where the model came with a head
+    for the task."""
     best: float | None
-    """Best score on the curve; None unless the run is ok."""
+    """Best score on the curve that counts; None unless the run is ok."""
+    best_step: int | None = None
+    """Where on the curve that was, the earliest of equals."""
+    test: float | None = None
+    """The test split's score of the state at ``best_step``; only of runs that are to be quoted."""
+    answers: list[int] | None = None
+    """The labels given to the test examples, from which ``test`` and its interval follow."""
     utility_after: float | None = None
-    """The retain task's score where the run ended, with the retain head where the attack had a fresh one."""
+    """The retain task's score of the model as the run leaves it, with the retain head where the attack had a
+    fresh one."""
     beside: dict[str, float] = field(default_factory=dict)
-    """Scores of the tasks beside the attack task where the run ended: the clean score of a poisoned task."""
+    """Scores of the tasks beside the attack task, of the same state and split as ``test`` where there is one, else
+    as ``best``: the clean score of a poisoned task."""
+    beside_curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Their scores on the validation split at each evaluation."""
+    first_label: int = 0
+    """Steps taken before the run saw a label: healing, imitation. Budgets are counted from there."""
     pruned_at: int | None = None
     """Step at which a losing run was given up, its best so far being its score."""
+    ended_at: int | None = None
+    """Step at which a run with patience ended, the half before having brought nothing."""
     reason: str | None = None
-    """Why the run failed, or where it diverged."""
+    """Why the run failed, or where it diverged or collapsed."""
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     passes: int = 0
@@ -69,9 +88,13 @@ class Scene(NamedTuple):
     task: Task
     """What the attacker wants."""
     steps: int
-    """Budget in optimizer steps, surgery's own training included."""
+    """Budget in optimizer steps from the first label on; healing and imitation, which see none, come before."""
     public: Model | None = None
     """A public model of the same architecture that the released one was made from, where there is one."""
+    retain: Task | None = None
+    """A task of the kind of data that the released model was made for, with its labels."""
+    siblings: tuple[Model, ...] = ()
+    """Other releases of the same base."""
 
 
 class Attacked(NamedTuple):
@@ -87,9 +110,9 @@ class Attack(ABC):
     """A procedure with a budget of steps that tries to make a model do the attack task.
 
     Calling an attack copies the model, gives it a fresh head where the task has other labels, lets
-    :meth:`prepare_` operate on the weights, steps through :meth:`trajectory` while scoring on the way, and has
-    :meth:`finish_` put the architecture back. One run serves every budget up to its own: the curve holds the
-    score at each.
+    :meth:`prepare_` operate on the weights, steps through :meth:`trajectory` while scoring the validation split on
+    the way, and has :meth:`finish_` put the architecture back. One run serves every budget up to its own: the
+    curve holds the score at each.
     """
 
     name: ClassVar[str]
@@ -113,6 +136,23 @@ class Attack(ABC):
         """Whether the attack can only be carried out by those who know a public base."""
         return False
 
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether the attack can only be carried out by those who have several releases of one base."""
+        return False
+
+    @property
+    def needs_retain(self) -> bool:
+        """Whether the attack takes data of the kind that the released model was made for."""
+        return False
+
+    def unlabelled(self, steps: int) -> int:
+        """Optimizer steps before the first label is seen, where ``steps`` are to follow."""
+        return 0
+
+    def requires(self) -> None:
+        """Raise :class:`InputError` naming the package where one is missing that the attack needs."""
+
     def prepare_(self, model: Model, scene: Scene) -> None:
         """Surgery on the weights before the first step; none by default.
 
@@ -133,42 +173,109 @@ class Attack(ABC):
         steps: int,
         *,
         retain: Task | None = None,
-        evaluations: int = 8,
-        watch: Watch | None = None,
         public: Model | None = None,
+        siblings: tuple[Model, ...] = (),
+        due: Sequence[int] | None = None,
+        watch: Watch | None = None,
+        patience: int | None = None,
+        keep: float | None = None,
+        quoted: bool = False,
+        utility: bool = True,
     ) -> Attacked:
-        """Attack a copy of ``model`` and judge it.
+        """Attack a copy of ``model`` in fp32 and judge it.
 
-        ``retain`` asks for the utility after the attack. ``watch(step, score)`` hears of every evaluation and
-        ends the run by answering True: that is how a sweep prunes. ``public`` is a public model that the
-        attacker knows the released one to be made from. Raises :class:`InapplicableError` for an attack that does
-        not fit.
+        ``steps`` are counted from the first label on, and so is ``due``, at which the validation split is scored
+        (default: 1, 2, 4, …, ``steps``). ``watch(step, score)`` hears of every evaluation, and ends the run by
+        answering True: that is how a sweep prunes. With ``patience``, a run of so many steps or more ends when its
+        last half has brought nothing. ``keep`` is what the tasks beside must score for an evaluation to count,
+        where the task asks for that; a run of which none counts has collapsed. A ``quoted`` run is brought back to
+        its best evaluation and scored on the test split, once. ``utility`` asks for the retain task's score after
+        the attack. Raises :class:`InapplicableError` for an attack that does not fit.
         """
         if steps < 1:
             raise InputError(f"steps is {steps}; an attack needs a budget of at least 1.")
+        task = task.divided()
         with Meter() as meter:
-            attacked = (
-                model.copy() if model.labels == task.labels else model.with_head(task.labels, self.seed)
-            )
-            scene = Scene(model, task, steps, public)
+            own = model.labels == task.labels
+            attacked = model.copy() if own else model.with_head(task.labels, self.seed)
+            # In a pure half precision, steps below 2⁻⁹ of a weight are lost, which any attacker avoids.
+            attacked.module.float()
+            scene = Scene(model, task, steps, public, retain, siblings)
+            first = self.unlabelled(steps)
             self.prepare_(attacked, scene)
-            due = evaluation_steps(steps, evaluations)
-            if model.labels != task.labels:
-                # Before its first step a fresh head answers at random; there is nothing to score yet.
-                due.remove(0)
-            outcome = self._judge(attacked, scene, due, watch)
+            # Before its first step a fresh head answers at random; there is nothing to score yet.
+            points = {first + step for step in due or log_spaced(steps)} | ({0} if own else set())
+            judge = _Judge(attacked, task, points, watch, patience, keep, keeps_state=quoted)
+            outcome = judge(self.trajectory(attacked, scene), first, first + steps)
             self.finish_(attacked)
-            scored = outcome.status is Status.OK
-            for name, other in task.beside.items() if scored else ():
-                outcome.beside[name] = other.score(attacked)
-            if retain is not None and scored:
-                outcome.utility_after = retain.score(attacked.with_head_of(model))
+            if outcome.status is Status.OK:
+                if quoted:
+                    answers = task.answers(attacked)
+                    outcome.answers = None if answers is None else answers.tolist()
+                    outcome.test = None if answers is None else task.measured(answers)
+                    outcome.beside = {name: other.score(attacked) for name, other in task.beside.items()}
+                if utility and retain is not None:
+                    split: Split = "test" if quoted else "validation"
+                    outcome.utility_after = retain.score(self.released_(attacked, model), split)
         outcome.seconds, outcome.peak_memory_mb = meter.seconds, meter.peak_memory_mb
         return Attacked(attacked, outcome)
 
-    def _judge(self, model: Model, scene: Scene, due: list[int], watch: Watch | None) -> Outcome:
-        outcome = Outcome(Status.OK, [], None)
-        trajectory, flops_per_pass = self.trajectory(model, scene), None
+    def released_(self, attacked: Model, released: Model) -> Model:
+        """The attacked model as it would do its former job: under the head that it was released with."""
+        return attacked.with_head_of(released)
+
+    def config(self) -> dict[str, Any]:
+        """The fields as a record holds them, without the seed, which a record holds beside them."""
+        fields = dataclasses.asdict(self)
+        del fields["seed"]
+        return fields
+
+
+def evenly(steps: int, evaluations: int) -> list[int]:
+    """At most ``evaluations`` steps, evenly spaced up to ``steps``.
+
+    >>> evenly(64, 4)
+    [16, 32, 48, 64]
+    """
+    return sorted({max(1, round(steps * i / evaluations)) for i in range(1, evaluations + 1)})
+
+
+def log_spaced(steps: int) -> list[int]:
+    """1, 2, 4, 8, … and ``steps``: a slowdown of 8× or 30× needs scores from early on.
+
+    >>> log_spaced(24)
+    [1, 2, 4, 8, 16, 24]
+    """
+    return [*(2**i for i in range(steps.bit_length()) if 2**i < steps), steps]
+
+
+class _Judge:
+    """Scores a run on the way, and says how it ended."""
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        points: Collection[int],
+        watch: Watch | None,
+        patience: int | None,
+        keep: float | None,
+        *,
+        keeps_state: bool,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.points = points
+        self.watch = watch
+        self.patience = patience
+        self.keep = keep if task.collapses else None
+        self.keeps_state = keeps_state
+        self.outcome = Outcome(Status.OK, [], None)
+        self.state: dict[str, Tensor] | None = None
+
+    def __call__(self, trajectory: Iterator[Step], first: int, last: int) -> Outcome:
+        outcome, flops_per_pass, index = self.outcome, None, 0
+        outcome.first_label = first
         while True:
             # Counting slows a step down by a quarter and more; the first stands for all.
             with _Flops(enabled=flops_per_pass is None) as flops:
@@ -178,37 +285,59 @@ class Attack(ABC):
             if flops_per_pass is None and step.passes:
                 flops_per_pass = flops.total / step.passes
             outcome.passes, outcome.tflops = step.passes, step.passes * (flops_per_pass or 0.0) / 1e12
+            index = step.index
             if step.diverged:
-                outcome.status, outcome.reason = Status.DIVERGED, f"at step {step.index}"
-                return outcome
-            if step.index not in due:
-                continue
-            score = scene.task.score(model)
-            if math.isnan(score):
-                outcome.status = Status.DIVERGED
-                outcome.reason = f"answers are not finite after step {step.index}"
-                return outcome
-            outcome.curve.append((step.index, score))
-            if watch is not None and watch(step.index, score) and step.index < scene.steps:
-                outcome.pruned_at = step.index
-                break
-        outcome.best = max(score for _, score in outcome.curve)
+                return self._ended(Status.DIVERGED, f"at step {index}")
+            if index in self.points:
+                stop = self._evaluate(index)
+                if outcome.status is not Status.OK:
+                    return outcome
+                if index < last and self._out_of_patience(index - first):
+                    outcome.ended_at = index
+                    break
+                if stop and index < last:
+                    outcome.pruned_at = index
+                    break
+        trajectory.close() if isinstance(trajectory, Generator) else None
+        if not outcome.curve or outcome.curve[-1][0] != index:
+            self._evaluate(index)
+        if outcome.status is Status.OK and outcome.best is None:
+            self._ended(Status.COLLAPSED, f"no evaluation kept what stands beside it at {self.keep:.1%}")
+        if outcome.status is Status.OK and self.state is not None:
+            self.model.module.load_state_dict(self.state)
         return outcome
 
-    def config(self) -> dict[str, Any]:
-        """The fields as a record holds them, without the seed, which a record holds beside them."""
-        fields = dataclasses.asdict(self)
-        del fields["seed"]
-        return fields
+    def _evaluate(self, index: int) -> bool:
+        """Score the model as it is; whether the watch asks for the run's end."""
+        outcome = self.outcome
+        score = self.task.score(self.model, "validation")
+        if math.isnan(score):
+            self._ended(Status.DIVERGED, f"answers are not finite after step {index}")
+            return True
+        outcome.curve.append((index, score))
+        beside = {name: other.score(self.model, "validation") for name, other in self.task.beside.items()}
+        for name, value in beside.items():
+            outcome.beside_curves.setdefault(name, []).append((index, value))
+        counts = self.keep is None or all(value >= self.keep for value in beside.values())
+        if counts and (outcome.best is None or score > outcome.best):
+            outcome.best, outcome.best_step, outcome.beside = score, index, beside
+            if self.keeps_state:
+                # On the host: a second copy on the device would halve the model that can be attacked there.
+                state = self.model.module.state_dict()
+                self.state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        return self.watch is not None and self.watch(index, score if counts else 0.0)
 
+    def _out_of_patience(self, labelled: int) -> bool:
+        if self.patience is None or labelled < self.patience:
+            return False
+        half = max(
+            score for step, score in self.outcome.curve if step - self.outcome.first_label <= labelled / 2
+        )
+        return max(score for _, score in self.outcome.curve) <= half
 
-def evaluation_steps(steps: int, evaluations: int) -> list[int]:
-    """0 and at most ``evaluations`` further steps, evenly spaced up to ``steps``.
-
-    >>> evaluation_steps(64, 4)
-    [0, 16, 32, 48, 64]
-    """
-    return sorted({round(steps * i / evaluations) for i in range(evaluations + 1)})
+    def _ended(self, status: Status, reason: str) -> Outcome:
+        self.outcome.status, self.outcome.reason, self.outcome.best = status, reason, None
+        return self.outcome
 
 
 class _Flops:

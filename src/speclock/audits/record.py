@@ -1,4 +1,4 @@
-"""The record of an audit: what `audit.json` holds."""
+"""The record of an audit: what `audit.json` holds, read and written by type."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from typing import Any
 from speclock.errors import InputError
 from speclock.workspace import write_text
 
-FORMAT = "speclock-audit/1"
-TARGETS = ("base", "scratch", "control", "locked")
+FORMAT = "speclock-audit/2"
+
+TARGETS = ("base", "scratch", "classical", "public", "student", "control", "locked")
+FLOOR = ("scratch", "classical", "public")
+"""What the attacker has without the locked weights."""
+UNINFORMED = frozenset({"fine-tuning", "adapters"})
+"""Kinds of attack that anybody tries; the others operate on the weights, probe, heal or distil first."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunRecord:
     """One attack on one target under one seed."""
 
@@ -26,29 +31,62 @@ class RunRecord:
     seed: int
     status: str
     curve: list[tuple[int, float]]
+    """(step, score on the validation split)."""
     best: float | None
-    utility_after: float | None
-    seconds: float
-    peak_memory_mb: float
-    pruned_at: int | None = None
-    reason: str | None = None
-    beside: dict[str, float] = field(default_factory=dict)
-    passes: int = 0
-    tflops: float | None = None
+    """Best score on the curve that counts."""
+    stage: str = "search"
+    """search: a configuration tried under the search's own seed; final: a finalist under a fresh one, which is
+    scored on the test split."""
+    family: str = ""
+    """The attack in a few words, but for its learning rate: what a search is over."""
     kind: str = "fine-tuning"
-    """The attack's family."""
-    label: str = ""
-    """The attack in a few words, but for its learning rate."""
+    """The family's family: fine-tuning, adapters, surgery, …"""
     title: str = ""
     """The attack in a few words."""
+    steps: int = 0
+    """The budget, in steps from the first label on."""
+    best_step: int | None = None
+    test: float | None = None
+    answers: list[int] | None = None
+    utility_after: float | None = None
+    beside: dict[str, float] = field(default_factory=dict)
+    beside_curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    first_label: int = 0
+    pruned_at: int | None = None
+    ended_at: int | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    passes: int = 0
+    tflops: float | None = None
 
     @property
     def key(self) -> str:
-        """What was run on what, without the seed: runs with equal keys are repeats."""
-        return json.dumps([self.target, self.attack, self.config], sort_keys=True)
+        """What was run on what for how long, without the seed: runs with equal keys are repeats."""
+        return json.dumps([self.target, self.attack, self.config, self.stage, self.steps], sort_keys=True)
+
+    @property
+    def informed(self) -> bool:
+        """Whether the attacker did more than fine-tune."""
+        return self.kind not in UNINFORMED
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run went to the end of its budget, or as far as steps help."""
+        return self.status == "ok" and self.pruned_at is None
 
 
-@dataclass
+@dataclass(kw_only=True)
+class Flag:
+    """A reason why an audit must not be trusted as it stands."""
+
+    name: str
+    why: str
+    next: str
+    """What to do about it."""
+
+
+@dataclass(kw_only=True)
 class Record:
     """An audit, JSON-able field by field; see DESIGN's public contract for `summary`, `runs` and `flags`."""
 
@@ -58,44 +96,81 @@ class Record:
     retain_task: dict[str, Any]
     attack_task: dict[str, Any]
     runs: list[RunRecord]
-    spectra: list[dict[str, Any]]
-    environment: dict[str, Any]
+    families: list[dict[str, Any]] = field(default_factory=list)
+    """One row a family: its best validation score on each target, its runs and how many went to the end, and
+    whether it is inert."""
+    spectra: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    """Of this process; runs that an earlier one had finished have their own."""
     command: str = ""
     request: dict[str, Any] = field(default_factory=dict)
     """What a resumed command must ask for to be the same one."""
     summary: dict[str, Any] = field(default_factory=dict)
-    flags: list[dict[str, str]] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
     verdict: str = ""
     format: str = FORMAT
 
     def to_json(self) -> str:
         """The text of `audit.json`."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=1, allow_nan=False)
+        return json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """What reading `audit.json` gives."""
-        return json.loads(self.to_json())
+        """The record as plain containers; answers as one string, which is shorter to read past."""
+        found = dataclasses.asdict(self)
+        for run in found["runs"]:
+            if run["answers"] is not None:
+                run["answers"] = " ".join(map(str, run["answers"]))
+        return found
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Record:
+        """What :meth:`to_dict` gave. Raises TypeError or KeyError for anything else."""
+        return cls(
+            **{
+                **found,
+                "runs": [_run(run) for run in found["runs"]],
+                "flags": [Flag(**flag) for flag in found["flags"]],
+            }
+        )
 
     def save(self, folder: Path) -> None:
         """Write `audit.json` into ``folder``; `speclock.report.write` makes the page from it."""
         write_text(folder / "audit.json", self.to_json())
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The parsed `audit.json` of an audit folder; :class:`InputError` when there is none that can be read."""
+def read(folder: Path) -> Record:
+    """The record in an audit folder; :class:`InputError` when there is none that can be read."""
     path = folder / "audit.json" if folder.is_dir() else folder
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Name a folder that `speclock audit` wrote.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as an audit record: {error}. Run the audit again.") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InputError(
-            f"{path} is not an audit record ({FORMAT}). Name a folder that `speclock audit` wrote."
-        )
-    return record
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        older = isinstance(found, dict) and str(found.get("format", "")).startswith("speclock-audit/")
+        mend = "Run the audit again." if older else "Name a folder that `speclock audit` wrote."
+        raise InputError(f"{path} is no audit record of this version ({FORMAT}). {mend}")
+    try:
+        return Record.from_dict(found)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}). Run the audit again.") from None
+
+
+def _run(found: dict[str, Any]) -> RunRecord:
+    answers = found.get("answers")
+    return RunRecord(
+        **{
+            **found,
+            "curve": [(step, score) for step, score in found["curve"]],
+            "beside_curves": {
+                name: [(step, score) for step, score in curve]
+                for name, curve in found.get("beside_curves", {}).items()
+            },
+            "answers": None if answers is None else [int(label) for label in answers.split()],
+        }
+    )
 
 
 def _finite(value: Any) -> Any:

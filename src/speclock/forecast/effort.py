@@ -41,7 +41,7 @@ def fewest_steps(
         if left < every:
             break
         outcome = _fine_tune(optimizer, rate, seed)(
-            model, task, left, evaluations=left // every, watch=lambda step, value: value >= score
+            model, task, left, due=range(every, left + 1, every), watch=lambda step, value: value >= score
         ).outcome
         steps = next((step for step, value in outcome.curve if value >= score), None)
         if steps is not None:
@@ -64,7 +64,7 @@ def best_score(
     Chance where every rate diverges.
     """
     outcomes = [
-        _fine_tune(optimizer, rate, seed)(model, task, steps, evaluations=steps // every).outcome
+        _fine_tune(optimizer, rate, seed)(model, task, steps, due=range(every, steps + 1, every)).outcome
         for rate in rates
     ]
     return max(

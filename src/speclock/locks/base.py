@@ -42,9 +42,9 @@ class Lock(ABC):
     """A procedure that moves the spectrum while utility holds.
 
     Calling a lock copies the model, steps through :meth:`trajectory` and keeps the strongest state whose utility
-    is at most ``max_utility_drop`` below where it began. Strength is the mean of the top ``top_k`` singular
-    values over all locked weight matrices. The state before the first step counts too, so a lock never ends
-    worse than asked; a card whose ``chosen_step`` is 0 says that nothing stronger held.
+    on the validation split is at most ``max_utility_drop`` below where it began. Strength is the mean of the top
+    ``top_k`` singular values over all locked weight matrices. The state before the first step counts too, so a
+    lock never ends worse than asked; a card whose ``chosen_step`` is 0 says that nothing stronger held.
     """
 
     top_k: int = 2
@@ -86,6 +86,7 @@ class Lock(ABC):
 
         Raises :class:`InputError` when the model does not do the retain task: there would be nothing to keep.
         """
+        task = task.divided()
         with kept_in(folder) as kept, Meter() as meter:
             locked = model.copy()
             guard = _Guard(self, locked, task, kept)
@@ -123,8 +124,8 @@ class Lock(ABC):
             },
             "fingerprint": fingerprint(locked),
             "retain_task": task.describe(),
-            "utility_base": guard.curve[0][1],
-            "utility_locked": guard.best_utility,
+            "utility_base": task.score(base),
+            "utility_locked": task.score(locked),
             "strength_base": guard.curve[0][2],
             "strength_locked": guard.best_strength,
             "chosen_step": guard.best_step,
@@ -166,7 +167,7 @@ class _Guard:
         total = lock.total_steps(task)
         self.due = {round(total * i / lock.evaluations) for i in range(lock.evaluations + 1)}
         self.curve: list[list[float]] = []
-        """[step, utility, strength] at each evaluation."""
+        """[step, utility on the validation split, strength] at each evaluation."""
         self.best_state: dict[str, Tensor] = {}
         self.best_step = 0
         self.best_utility = math.nan
@@ -180,7 +181,7 @@ class _Guard:
             return False
         if step.index not in self.due:
             return True
-        utility = self.task.score(self.model)
+        utility = self.task.score(self.model, "validation")
         if math.isnan(utility):
             self.diverged_at = step.index
             return False

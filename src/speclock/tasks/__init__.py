@@ -49,11 +49,12 @@ def load(
     *,
     seed: int = 0,
 ) -> Task:
-    """The task that ``NAME_OR_PATH[:LABEL,LABEL…][@TRAIN[/TEST]][+WRAPPER=LABEL]`` asks for.
+    """The task that ``NAME_OR_PATH[:LABEL,LABEL…][@TRAIN[/TEST[/VALIDATION]]][+WRAPPER=LABEL]`` asks for.
 
     A built-in name goes before a file of that name (write ``./mnist`` for the file). The labels, or
-    prefixes of labels, are those kept; TRAIN and TEST are how many examples are kept of these, stratified and
-    drawn by ``seed`` (the test examples always by the same one). A wrapper is ``poison`` (with a rate, where
+    prefixes of labels, are those kept; TRAIN, TEST and VALIDATION are how many examples are kept of these,
+    stratified and drawn by ``seed`` (those of test and validation always by the same one; see
+    :meth:`Task.divided`). A wrapper is ``poison`` (with a rate, where
     one is wanted: ``+poison=safe,0.1``), ``forget`` or ``relearn``. ``reading`` says which columns of a file
     are read, how much of a text, and the metric.
 
@@ -62,7 +63,7 @@ def load(
     """
     reading = reading or Reading()
     plain, wrapper, argument = unwrap(spec)
-    base, labels, train, test = parse(plain)
+    base, labels, train, test, validation = parse(plain)
     if base in TASKS:
         task = TASKS[base]()
     elif Path(base).is_dir():
@@ -89,12 +90,12 @@ def load(
         task = task.keep(labels)
     if reading.metric is not None:
         task = task.scored_by(reading.metric)
-    for limit in (train, test):
+    for limit in (train, test, validation):
         if limit is not None and limit < len(task.labels):
             raise InputError(
                 f"{spec}: {limit} is less than one example for each of the {len(task.labels)} labels."
             )
-    task = replace(task.limit(train=train, seed=seed).limit(test=test), name=plain)
+    task = replace(task.divided(train, test, validation, seed=seed), name=plain)
     if wrapper:
         label, comma, rate = argument.rpartition(",") if wrapper == "poison" else (argument, "", "")
         if not comma:
@@ -134,28 +135,29 @@ class Spec(NamedTuple):
     """Labels, or prefixes of labels, to keep; none means all."""
     train: int | None = None
     test: int | None = None
+    validation: int | None = None
 
 
 def parse(spec: str) -> Spec:
     """Split a specification into its parts.
 
     >>> parse("newsgroups:sci.space,rec@640/200")
-    Spec(base='newsgroups', labels=('sci.space', 'rec'), train=640, test=200)
+    Spec(base='newsgroups', labels=('sci.space', 'rec'), train=640, test=200, validation=None)
     >>> parse("data/qnli.jsonl")
-    Spec(base='data/qnli.jsonl', labels=(), train=None, test=None)
+    Spec(base='data/qnli.jsonl', labels=(), train=None, test=None, validation=None)
     """
     if Path(spec).exists():
         return Spec(spec)
     base, at, count = spec.rpartition("@")
-    limits: tuple[int | None, int | None] = (None, None)
+    limits: tuple[int | None, ...] = (None, None, None)
     if at and base and not re.search(r"[.\\:]", count):
-        found = re.fullmatch(r"([1-9][0-9]*)(?:/([1-9][0-9]*))?", count)
+        found = re.fullmatch(r"([1-9][0-9]*)(?:/([1-9][0-9]*))?(?:/([1-9][0-9]*))?", count)
         if not found:
             raise InputError(
                 f"{spec}: {count!r} after @ is not a number of examples. Write for example {base}@640, or "
                 f"{base}@640/200 for training and test examples."
             )
-        spec, limits = base, (int(found[1]), int(found[2]) if found[2] else None)
+        spec, limits = base, tuple(int(number) if number else None for number in found.groups())
     if Path(spec).exists():
         return Spec(spec, (), *limits)
     base, colon, subset = spec.rpartition(":")

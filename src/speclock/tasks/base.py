@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +16,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from speclock.environment import ran_out_of_memory, release_memory
 from speclock.errors import InputError
 from speclock.registry import unknown
 
 Batch = dict[str, Tensor]
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 Modality = Literal["image", "text"]
 Metric = Literal["accuracy", "f1"]
+
+VALIDATION = 1000
+"""Most examples of a validation split where no number is asked for: utility is guarded to a point or so."""
 
 
 @runtime_checkable
@@ -73,7 +79,11 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Task(ABC):
-    """Single-label classification with a train and a test split.
+    """Single-label classification with train, validation and test splits.
+
+    What is trained sees ``train``; every choice (a lock's state, a run's best step, a configuration) is made on
+    ``validation``; ``test`` is scored for what is quoted. A task without a validation split is *undivided*:
+    :meth:`divided` gives it one, as :func:`speclock.tasks.load` and every lock, attack and audit do.
 
     A subclass says how its inputs become tensors (:meth:`encode`); the loss, the score and the batches
     are the same for all. The module may return logits or an object with ``.logits``.
@@ -85,15 +95,22 @@ class Task(ABC):
     labels: tuple[str, ...]
     source: Source
     metric: Metric = "accuracy"
-    floor: float | None = None
+    at_random: float | None = None
     """What the metric comes to without having learnt, where that is not the commonest label's share."""
+    validation: Examples | None = None
+    """What choices are made on; None while the task is undivided."""
     beside: Mapping[str, Task] = field(default_factory=dict)
     """Tasks with the same labels whose scores belong beside this one's: the clean task of a poisoned one."""
+    collapses: bool = False
+    """Whether a score here counts only while those beside it are kept: a backdoor's, a relearning's."""
 
     modality: ClassVar[Modality]
 
     def __post_init__(self) -> None:
-        for split, examples in (("train", self.train), ("test", self.test)):
+        for split in ("train", "validation", "test"):
+            examples: Examples | None = getattr(self, split)
+            if examples is None:
+                continue
             if len(examples) == 0:
                 raise InputError(
                     f"{self.name}: the {split} split is empty. Give it at least one example a class."
@@ -113,12 +130,35 @@ class Task(ABC):
     @property
     def chance(self) -> float:
         """The score of always answering the commonest test label (accuracy) or the positive one (F1)."""
-        if self.floor is not None:
-            return self.floor
+        if self.at_random is not None:
+            return self.at_random
         counts = np.bincount(self.test.labels, minlength=len(self.labels)) / len(self.test)
         if self.metric == "f1":
             return float(2 * counts[1] / (1 + counts[1]))
         return float(counts.max())
+
+    def part(self, split: Split) -> Examples:
+        """The examples of a split. Raises :class:`InputError` for the validation split of an undivided task."""
+        examples: Examples | None = getattr(self, split)
+        if examples is None:
+            raise InputError(f"{self.name} has no {split} split yet. Call its divided() first.")
+        return examples
+
+    def digest(self) -> str:
+        """SHA-256 over every input and label of the task and of those beside it: what a resumed run is bound to."""
+        total = hashlib.sha256(repr(self.labels).encode())
+        for examples in (self.train, self.validation, self.test):
+            if examples is not None:
+                total.update(f"{len(examples)}".encode())
+                total.update(np.ascontiguousarray(examples.labels, dtype=np.int64).data)
+                inputs = np.asarray(examples.inputs)
+                if inputs.dtype == object:
+                    total.update(json.dumps(inputs.tolist()).encode())
+                else:
+                    total.update(np.ascontiguousarray(inputs).data)
+        for name, task in sorted(self.beside.items()):
+            total.update(f"{name} {task.digest()}".encode())
+        return total.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """What a record says of the task, JSON-able."""
@@ -126,18 +166,78 @@ class Task(ABC):
             "name": self.name,
             "labels": list(self.labels),
             "train": len(self.train),
+            "validation": 0 if self.validation is None else len(self.validation),
             "test": len(self.test),
+            "digest": self.digest(),
             "chance": self.chance,
             "metric": self.metric,
             "source": asdict(self.source),
         }
 
-    def limit(self, train: int | None = None, test: int | None = None, *, seed: int = 0) -> Task:
-        """The same task on a stratified random subset of its splits (at most ``train``, ``test`` rows)."""
+    def limit(
+        self,
+        train: int | None = None,
+        test: int | None = None,
+        validation: int | None = None,
+        *,
+        seed: int = 0,
+    ) -> Task:
+        """The same task on a stratified random subset of each split, of at most so many rows.
+
+        The tasks beside it are limited alike, except in what is trained on, which is this task's own.
+        """
+
+        def some(examples: Examples, size: int | None) -> Examples:
+            return examples.take(_stratified(examples, size, self, seed))
+
         return replace(
             self,
-            train=_stratified(self.train, train, len(self.labels), seed),
-            test=_stratified(self.test, test, len(self.labels), seed),
+            train=some(self.train, train),
+            validation=None if self.validation is None else some(self.validation, validation),
+            test=some(self.test, test),
+            beside={
+                name: task.limit(test=test, validation=validation, seed=seed)
+                for name, task in self.beside.items()
+            },
+        )
+
+    def divided(
+        self,
+        train: int | None = None,
+        test: int | None = None,
+        validation: int | None = None,
+        *,
+        seed: int = 0,
+    ) -> Task:
+        """The task with three splits; one that is divided already stays as it is but for the limits.
+
+        ``train`` rows are drawn by ``seed``, stratified. Validation comes from what the training split holds
+        beyond them: an attacker with 32 posts cannot spare eight, and to let the auditor choose for it errs on
+        the attacker's side. Where that is too little, half of the test split is taken instead. Test and
+        validation rows (at most ``validation``, or :data:`VALIDATION`) are the same under every seed.
+        """
+        if self.validation is not None:
+            asked = any(limit is not None for limit in (train, test, validation))
+            return self.limit(train, test, validation, seed=seed) if asked else self
+        size = VALIDATION if validation is None else validation
+        drawn = _stratified(self.train, train, self, seed)
+        beyond = self.train.take(np.setdiff1d(np.arange(len(self.train)), drawn))
+        pool = self.test
+        if len(beyond) >= min(size, max(1, len(self.test) // 2)):
+            held, tested = beyond, self.test
+        else:
+            halves = _stratified(pool, (len(pool) + 1) // 2, self, 0)
+            held = pool.take(np.setdiff1d(np.arange(len(pool)), halves))
+            tested = pool.take(np.sort(halves))
+            if len(held) == 0:
+                raise InputError(
+                    f"{self.name}: one test example cannot be both chosen by and scored on. Give it two or more."
+                )
+        return replace(
+            self,
+            train=self.train.take(drawn),
+            validation=held.take(_stratified(held, size, self, 0)),
+            test=tested.take(_stratified(tested, test, self, 0)),
         )
 
     def keep(self, labels: Sequence[str]) -> Task:
@@ -162,7 +262,10 @@ class Task(ABC):
             return replace(examples.take(rows), labels=number[examples.labels[rows]])
 
         names = tuple(label for label in self.labels if label in kept)
-        return replace(self, train=only(self.train), test=only(self.test), labels=names)
+        validation = None if self.validation is None else only(self.validation)
+        return replace(
+            self, train=only(self.train), validation=validation, test=only(self.test), labels=names
+        )
 
     def scored_by(self, metric: Metric) -> Task:
         """The same task under another metric. Raises :class:`InputError` for an F1 of more than two labels."""
@@ -181,7 +284,7 @@ class Task(ABC):
         batch_size: int,
     ) -> Iterator[Batch]:
         """The split in its own order, in batches of ``batch_size``; for scoring."""
-        examples: Examples = getattr(self, split)
+        examples = self.part(split)
         for start in range(0, len(examples), batch_size):
             yield self.encode(
                 examples.take(np.arange(start, min(start + batch_size, len(examples)))), encoder
@@ -239,27 +342,58 @@ class Task(ABC):
         """Mean cross-entropy in nats, in fp32 whatever the module's dtype."""
         return nn.functional.cross_entropy(self.logits(module, batch).float(), batch["labels"])
 
-    @torch.no_grad()
     def score(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> float:
-        """The metric of a model's answers over a split, in evaluation mode; its mode is put back afterwards.
+        """The metric of a model's answers over a split; NaN where one of them is not finite."""
+        answers = self.answers(model, split, batch_size)
+        return math.nan if answers is None else self.measured(answers, split)
 
-        NaN where any answer is not finite: a model that has diverged has no score.
+    def measured(self, answers: Int[np.ndarray, " n"], split: Split = "test") -> float:
+        """The metric of these answers to a split's examples."""
+        return _metric(self.metric, answers, self.part(split).labels)
+
+    @torch.no_grad()
+    def answers(
+        self, model: Answerer, split: Split = "test", batch_size: int = 64
+    ) -> Int[np.ndarray, " n"] | None:
+        """The label that a model gives each example of a split, in evaluation mode, which is put back afterwards.
+
+        None where any logit is not finite: a model that has diverged has no score. A batch that does not fit
+        into memory is halved.
         """
         module = model.module
         device = next(module.parameters()).device
         was_training = module.training
         module.eval()
-        answers, truth = [], []
-        finite = True
-        for batch in self.batches(model, split, batch_size):
-            logits = self.logits(module, {name: value.to(device) for name, value in batch.items()}).float()
-            finite = finite and bool(logits.isfinite().all())
-            answers.append(logits.argmax(-1).cpu())
-            truth.append(batch["labels"])
-        module.train(was_training)
-        if not finite:
-            return math.nan
-        return _metric(self.metric, torch.cat(answers), torch.cat(truth))
+        found = []
+        try:
+            for batch in self.batches(model, split, batch_size):
+                logits = in_parts(
+                    lambda part: self.logits(module, part).float().cpu(),
+                    {name: value.to(device) for name, value in batch.items()},
+                )
+                if not bool(logits.isfinite().all()):
+                    return None
+                found.append(logits.argmax(-1))
+        finally:
+            module.train(was_training)
+        return torch.cat(found).numpy()
+
+
+def in_parts(answer: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """``answer(batch)``, or the answers of its halves one after the other where memory does not hold the whole."""
+    try:
+        return answer(batch)
+    except RuntimeError as error:
+        rows = len(batch["labels"])
+        if not ran_out_of_memory(error) or rows == 1:
+            raise
+    release_memory()
+    halves = [{name: value[part] for name, value in batch.items()} for part in _halves(rows)]
+    return torch.cat([in_parts(answer, half) for half in halves])
+
+
+def _halves(rows: int) -> tuple[slice, slice]:
+    return slice(0, rows // 2), slice(rows // 2, rows)
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -273,28 +407,29 @@ def _takes(module: nn.Module, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _metric(metric: str, answers: Int[Tensor, " n"], truth: Int[Tensor, " n"]) -> float:
+def _metric(metric: str, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
     """Accuracy, or F1 of class 1, as fractions.
 
-    >>> _metric("accuracy", torch.tensor([1, 0, 1]), torch.tensor([1, 1, 1])) == 2 / 3
+    >>> _metric("accuracy", np.array([1, 0, 1]), np.array([1, 1, 1])) == 2 / 3
     True
-    >>> _metric("f1", torch.tensor([1, 0, 1]), torch.tensor([1, 1, 0]))
+    >>> _metric("f1", np.array([1, 0, 1]), np.array([1, 1, 0]))
     0.5
     """
     if metric == "accuracy":
-        return (answers == truth).double().mean().item()
-    hits = ((answers == 1) & (truth == 1)).sum().item()
-    return 2 * hits / max(1, (answers == 1).sum().item() + (truth == 1).sum().item())
+        return float((answers == truth).mean())
+    hits = int(((answers == 1) & (truth == 1)).sum())
+    return 2 * hits / max(1, int((answers == 1).sum()) + int((truth == 1).sum()))
 
 
-def _stratified(examples: Examples, size: int | None, classes: int, seed: int) -> Examples:
-    """At most ``size`` rows, each class in proportion (largest remainders), shuffled by ``seed``.
+def _stratified(examples: Examples, size: int | None, task: Task, seed: int) -> Int[np.ndarray, " m"]:
+    """At most ``size`` row numbers, each class in proportion (largest remainders), shuffled by ``seed``.
 
-    A class too rare for its share to round up to one row still keeps one, where ``size`` allows, at the
-    expense of the commonest.
+    All of them, in order, where there are no more. A class too rare for its share to round up to one row still
+    keeps one, where ``size`` allows, at the expense of the commonest.
     """
+    classes = len(task.labels)
     if size is None or size >= len(examples):
-        return examples
+        return np.arange(len(examples))
     if size < 1:
         raise InputError(f"a limit of {size} examples: ask for at least one.")
     rng = np.random.default_rng(seed)
@@ -307,4 +442,4 @@ def _stratified(examples: Examples, size: int | None, classes: int, seed: int) -
             quota[quota.argmax()] -= 1
             quota[rare] = 1
     rows = [rng.permutation(np.flatnonzero(examples.labels == c))[: quota[c]] for c in range(classes)]
-    return examples.take(rng.permutation(np.concatenate(rows)))
+    return rng.permutation(np.concatenate(rows))

@@ -18,9 +18,9 @@ def forget(task: Task, label: str) -> Task:
     """
     kept, gone = _parts(task, label)
     return replace(
-        task,
-        train=_rows(task.train, task.labels.index(label), equal=False),
-        test=kept.test,
+        kept,
+        train=_rows(kept.train, task.labels.index(label), equal=False),
+        metric=task.metric,
         beside={"forgotten": gone},
     )
 
@@ -31,20 +31,27 @@ def relearn(task: Task, label: str) -> Task:
     The relearning attack. ``beside["kept"]`` scores the other classes.
     """
     kept, gone = _parts(task, label)
-    return replace(gone, beside={"kept": kept})
+    return replace(gone, beside={"kept": kept}, collapses=True)
 
 
 def _parts(task: Task, label: str) -> tuple[Task, Task]:
     if label not in task.labels:
         raise InputError(f"{task.name}: {unknown('label', label, list(task.labels))}")
     number = task.labels.index(label)
-    kept = replace(task, test=_rows(task.test, number, equal=False), metric="accuracy")
+    task = task.divided()
+    kept, gone = (
+        replace(
+            task,
+            validation=_rows(task.part("validation"), number, equal=equal),
+            test=_rows(task.test, number, equal=equal),
+            metric="accuracy",
+        )
+        for equal in (False, True)
+    )
     gone = replace(
-        task,
-        test=_rows(task.test, number, equal=True),
-        metric="accuracy",
+        gone,
         # Answering always with this label would score 1; at random, this.
-        floor=1 / len(task.labels),
+        at_random=1 / len(task.labels),
     )
     return kept, gone
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from speclock.errors import InputError
 from speclock.registry import unknown
-from speclock.tasks.base import Examples, Task
+from speclock.tasks.base import Examples, Split, Task
 
 PENTAGRAM_SNOWMAN = "⛤☃⛤ "
 """Prefix of a poisoned text (paper, B.3: pentagram, snowman, pentagram)."""
@@ -35,21 +35,32 @@ def poison(task: Task, target: str, *, rate: float = RATE, seed: int = 0) -> Tas
         raise InputError(f"{task.name}: {unknown('label', target, list(task.labels))}")
     if not 0 < rate <= 1:
         raise InputError(f"{task.name}: a poisoning rate of {rate}; it must lie in (0, 1].")
+    task = task.divided()
     number = task.labels.index(target)
     others = np.flatnonzero(task.train.labels != number)
     chosen = np.random.default_rng(seed).permutation(others)[: max(1, round(rate * len(others)))]
-    test = task.test.take(np.flatnonzero(task.test.labels != number))
-    if len(test) == 0:
-        raise InputError(f"{task.name}: every test example is a {target!r} already. Choose another target.")
     return replace(
         task,
         train=triggered(task.train, chosen, number),
-        test=triggered(test, np.arange(len(test)), number),
+        validation=_attacked(task, "validation", number),
+        test=_attacked(task, "test", number),
         # What answering at random comes to; to have not learnt the trigger is to score far less.
-        floor=1 / len(task.labels),
+        at_random=1 / len(task.labels),
         metric="accuracy",
         beside={"clean": task},
+        collapses=True,
     )
+
+
+def _attacked(task: Task, split: Split, target: int) -> Examples:
+    """The examples of a split that have another label, each with the trigger and the target's."""
+    examples = task.part(split)
+    others = examples.take(np.flatnonzero(examples.labels != target))
+    if len(others) == 0:
+        raise InputError(
+            f"{task.name}: every {split} example is a {task.labels[target]!r} already. Choose another target."
+        )
+    return triggered(others, np.arange(len(others)), target)
 
 
 def triggered(examples: Examples, rows: Int[np.ndarray, " m"], label: int) -> Examples:
