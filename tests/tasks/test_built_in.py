@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from speclock import tasks
-from speclock.tasks import sources
+from speclock.errors import InputError
+from speclock.sources import hub
 from speclock.tasks.image import ImageClassification
 
 
@@ -41,9 +42,9 @@ def packages_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same facts on a machine that reaches the hub or has its cache."""
 
     def no_hub(hub_id: str) -> None:
-        raise sources.InputError("no network")
+        raise InputError("no network")
 
-    monkeypatch.setattr(sources, "load_hub", no_hub)
+    monkeypatch.setattr(hub, "load_hub", no_hub)
 
 
 def test_every_task_has_its_facts() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from speclock import tasks
 from speclock.errors import InputError
+from speclock.sources import Source
 from speclock.tasks import jailbreak
-from speclock.tasks.base import Source, Task
+from speclock.tasks.base import Task
 from speclock.tasks.splits import near_duplicate_groups
 
 WORDS = [

