@@ -2,6 +2,8 @@
 
 A command that takes ``--out DIR`` works in ``DIR.partial`` beside it and puts ``DIR`` in place with one
 rename when everything is written. What a killed run leaves is ``DIR.partial``, which ``--resume`` picks up.
+The current folder (``--out .``) is filled instead: to rename over it would leave the user's shell in a folder
+that is no more.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from speclock.errors import InputError
+
+_FILLING = ".filling"
+"""What is whole and on its way into the current folder; a killed run leaves it for the next one to finish."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,11 +45,13 @@ def write_text(path: Path, text: str) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that becomes ``path`` when the block ends well.
 
-    An empty folder at ``path`` is replaced; one that holds something raises :class:`InputError`. When the
-    block fails, by a full disk for one, nothing is left behind.
+    An empty folder at ``path`` is replaced (the current one is filled: see :func:`_fill`); one that holds
+    something raises :class:`InputError`. When the block fails, by a full disk for one, nothing is left behind.
     """
+    _finish(path)
     check_free(path)
     with _readable_os_errors(path):
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -54,10 +61,35 @@ def new_folder(path: Path) -> Iterator[Path]:
                     with file.open("rb") as handle:
                         os.fsync(handle.fileno())
             os.chmod(temporary, 0o777 & ~_umask())
-            os.replace(temporary, path)
+            if path == Path.cwd():
+                _fill(path, temporary)
+            else:
+                os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _fill(path: Path, finished: Path) -> None:
+    """Move what ``finished`` holds into the empty folder ``path``.
+
+    One rename puts all of it there under a hidden name, and further ones bring it into view; when the process
+    is killed between these, the next run goes on with them.
+    """
+    os.replace(finished, path / _FILLING)
+    _finish(path)
+
+
+def _finish(path: Path) -> None:
+    """Go on where a killed :func:`_fill` stopped; nothing to do anywhere else."""
+    filling = path / _FILLING
+    if not filling.is_dir():
+        return
+    with _readable_os_errors(path):
+        # A folder without config.json is no model, one without its record no result: these come last.
+        for entry in sorted(filling.iterdir(), key=lambda e: (e.suffix == ".json", e.name == "config.json")):
+            os.replace(entry, path / entry.name)
+        filling.rmdir()
 
 
 @contextlib.contextmanager
@@ -93,11 +125,13 @@ class Workspace:
     """The record of ``OUT``, where a resumed run finds that nothing is left to do."""
 
     def __init__(self, out: Path, request: dict[str, Any], *, record: str, resume: bool = False) -> None:
-        self.out = out
-        self.folder = out.with_name(out.name + ".partial")
+        with _readable_os_errors(out):
+            self.out = out.resolve()
+        self.folder = self.out.parent / f"{self.out.name}.partial"
         self.request = json.loads(json.dumps(request))
         kept = self.folder / "request.json"
         self.resumed = kept.exists()
+        _finish(out)
         with _readable_os_errors(self.folder):
             done = out / record
             if resume and done.is_file():
@@ -124,6 +158,7 @@ class Workspace:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise InputError(
                 f"{self.folder}: another process is at work there. Wait for it to end."
             ) from None
