@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import LlamaForSequenceClassification
 
 from speclock.errors import InputError
-from speclock.models import Model, fingerprint, load, wrap
+from speclock.models import Model, fingerprint, load, named, save, wrap
 
 FAMILIES = ["bert", "roberta", "deberta", "llama", "resnet", "cnn-mlp"]
 HEADS = {
@@ -193,3 +194,39 @@ def test_wrap_tells_the_modality(tiny: Any, tiny_tokenizer: Any) -> None:
         wrap(nn.Linear(2, 2))
     with pytest.raises(InputError, match=r"tokenizer cannot pad\. Set tokenizer\.pad_token"):
         wrap(tiny("bert"), tiny_tokenizer())
+
+
+def test_outputs_are_named_in_their_order(model: Callable[[str], Model], tmp_path: Path) -> None:
+    unnamed = model("roberta")
+    assert unnamed.labels == ("LABEL_0", "LABEL_1")
+    called = named(unnamed, ("no", "yes"))
+    assert called.labels == ("no", "yes")
+    assert called.module.config.id2label == {0: "no", 1: "yes"}
+    assert unnamed.module.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert torch.equal(logits(called), logits(unnamed))
+    save(called, tmp_path / "called")
+    assert load(tmp_path / "called").labels == ("no", "yes")
+
+    plain = named(model("cnn-mlp"), tuple("abcdefghij"))
+    assert plain.labels == tuple("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [
+        (("x", "y"), "module has 3 outputs; x, y is not a name for each."),
+        (("a", "b", "a"), "module has 3 outputs; a, b, a is not a name for each."),
+        (("z", "y", "x"), "module says that its outputs are x, y, z, in this order."),
+    ],
+)
+def test_names_that_outputs_cannot_have(
+    model: Callable[[str], Model], labels: tuple[str, ...], line: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        named(model("bert"), labels)
+    assert str(caught.value).startswith(line)
+
+
+def test_a_fresh_head_has_no_outputs_to_name(write: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no head trained for a task"):
+        named(load(write("bert-backbone", tmp_path / "bare")), ("a", "b"))

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import BertProcessing
 from transformers import PreTrainedTokenizerFast
 
+from speclock.tasks.base import PLAIN_PIXELS, Preprocessing
+
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d", "e"]
 
 
@@ -22,6 +24,7 @@ class FakeEncoder:
     tokenizer: Any = None
     channels: int = 3
     image_size: int | None = None
+    preprocessing: Preprocessing = PLAIN_PIXELS
     labels: tuple[str, ...] | None = None
     module: Any = None
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from speclock.errors import InputError
-from speclock.tasks.base import Examples, Source
+from speclock.sources import Source
+from speclock.tasks.base import Examples
 from speclock.tasks.image import ImageClassification
 
 from .conftest import FakeEncoder

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from speclock.errors import InputError
-from speclock.tasks.base import Source
+from speclock.sources import Source
+from speclock.sources.cache import digest
 from speclock.tasks.files import from_file
-from speclock.tasks.sources import digest
 
 Row = dict[str, Any]
 ROWS: list[Row] = [

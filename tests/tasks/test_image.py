@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import torch
 from PIL import Image
 
 from speclock.errors import InputError
-from speclock.tasks import image, sources
-from speclock.tasks.base import Examples, Source
+from speclock.sources import Source, hub
+from speclock.tasks import image
+from speclock.tasks.base import Examples, Preprocessing
 from speclock.tasks.image import ImageClassification, from_folder
 
 from .conftest import FakeEncoder
@@ -20,7 +23,7 @@ def task_of(images: np.ndarray) -> ImageClassification:
     return ImageClassification("toy", examples, examples, ("a", "b"), Source("file", "here"))
 
 
-def encoded(images: np.ndarray, **encoder: int) -> torch.Tensor:
+def encoded(images: np.ndarray, **encoder: Any) -> torch.Tensor:
     task = task_of(images)
     batch = task.encode(task.train, FakeEncoder(**encoder))
     assert batch["labels"].tolist() == [0, 1]
@@ -54,6 +57,26 @@ def test_a_constant_image_stays_constant_when_resized(side: int) -> None:
 def test_channels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="toy has 3 channels, but the model fake takes 4"):
         encoded(np.zeros((2, 1, 1, 3), dtype=np.uint8), channels=4)
+
+
+def test_the_model_says_how_its_pixels_are_scaled() -> None:
+    scale = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.2), rescale=1 / 255)
+    pixels = encoded(np.full((2, 1, 1, 3), 51, dtype=np.uint8), preprocessing=scale)
+    torch.testing.assert_close(pixels[0].flatten(), torch.tensor([0.2, 0.0, -0.5]))
+
+
+def test_a_shorter_side_keeps_the_shape_and_the_middle_is_cut_out() -> None:
+    images = np.zeros((2, 4, 8, 1), dtype=np.uint8)
+    images[:, :, 2:6] = 255
+    scale = Preprocessing(mean=(0.0,), std=(1.0,), rescale=1 / 255, size=2)
+    assert encoded(images, channels=1, image_size=7, preprocessing=scale).shape == (2, 1, 2, 4)
+    cut = encoded(images, channels=1, preprocessing=replace(scale, size=None, crop=(2, 4)))
+    assert cut.shape == (2, 1, 2, 4)
+    assert (cut == 1).all()
+    padded = encoded(images, channels=1, preprocessing=replace(scale, size=None, crop=(6, 10)))
+    assert padded.shape == (2, 1, 6, 10)
+    assert padded[:, :, [0, -1]].sum() == padded[..., [0, -1]].sum() == 0
+    assert padded.sum() == cut.sum() * 2
 
 
 # -- folders ---------------------------------------------------------------------------------------------
@@ -156,7 +179,7 @@ def test_a_set_of_the_hub_is_read_by_the_types_of_its_columns(monkeypatch: pytes
         return datasets.Dataset.from_dict(cells, features=columns)
 
     data = datasets.DatasetDict(train=split(slice(10)), test=split(slice(10, 20)))
-    monkeypatch.setattr(sources, "load_hub", lambda hub_id: data)
+    monkeypatch.setattr(hub, "load_hub", lambda hub_id: data)
     task = image.cifar10()
     assert task.source == Source("hub", "uoft-cs/cifar10")
     np.testing.assert_array_equal(task.train.inputs, pixels[:10])

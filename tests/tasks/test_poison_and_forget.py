@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,8 @@ from speclock.attacks import ATTACKS
 from speclock.errors import InputError
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
-from speclock.tasks.base import Examples, Source, Task
+from speclock.sources import Source
+from speclock.tasks.base import Examples, Task
 from speclock.tasks.forget import forget, relearn
 from speclock.tasks.poison import PATCH, PENTAGRAM_SNOWMAN, poison
 from speclock.tasks.text import TextClassification
@@ -71,17 +74,19 @@ def test_forget_and_relearn_split_a_class_off(texts: Task) -> None:
     assert set(back.beside["kept"].test.labels) == {0, 1}
 
 
-def test_specifications_name_the_wrapper() -> None:
-    wrapped = tasks.load("mnist@200/100+poison=7,0.1")
-    assert wrapped.name == "mnist@200/100+poison=7,0.1"
-    assert wrapped.beside["clean"].name == "mnist@200/100"
-    assert tasks.load("mnist@200/100+relearn=3").test.labels.tolist() == [3] * 10
+def test_specifications_name_the_wrapper(tmp_path: Path) -> None:
+    digits = tmp_path / "digits.csv"  # built-in sets take seconds to decode
+    digits.write_text("text,label\n" + "".join(f"number {i},{i % 10}\n" for i in range(300)))
+    wrapped = tasks.load(f"{digits}@200/50+poison=7,0.1")
+    assert wrapped.name == f"{digits}@200/50+poison=7,0.1"
+    assert wrapped.beside["clean"].name == f"{digits}@200/50"
+    assert tasks.load(f"{digits}@200/50+relearn=3").test.labels.tolist() == [3] * 5
     for spec, words in (
-        ("mnist+poisn=7", "Did you mean 'poison'"),
-        ("mnist+poison=17", "unknown label '17'"),
-        ("mnist+poison=7,often", "'often' is not a rate"),
-        ("mnist+poison=7,2", r"must lie in \(0, 1\]"),
-        ("mnist+forget=ten", "unknown label 'ten'"),
+        (f"{digits}+poisn=7", "Did you mean 'poison'"),
+        (f"{digits}+poison=17", "unknown label '17'"),
+        (f"{digits}+poison=7,often", "'often' is not a rate"),
+        (f"{digits}+poison=7,2", r"must lie in \(0, 1\]"),
+        (f"{digits}+forget=ten", "unknown label 'ten'"),
     ):
         with pytest.raises(InputError, match=words):
             tasks.load(spec)

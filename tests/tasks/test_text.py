@@ -5,7 +5,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from speclock.errors import InputError
-from speclock.tasks.base import Examples, Source
+from speclock.sources import Source
+from speclock.tasks.base import Examples
 from speclock.tasks.text import Text, TextClassification, texts
 
 from .conftest import FakeEncoder

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -16,9 +17,20 @@ from transformers.utils import logging
 from speclock.errors import InputError
 from speclock.models.folders import Folder, check_tokenizer, one_line
 from speclock.models.initial import replace_head_, seeded
-from speclock.tasks.base import Modality
+from speclock.tasks.base import PLAIN_PIXELS, Modality, Preprocessing
 
 Kind = Literal["classification", "causal-lm"]
+
+PROCESSOR = "preprocessor_config.json"
+"""The file in which a checkpoint says how its images are resized and scaled."""
+
+# By the numbers that Pillow gives them. Lanczos and its like, which torch has not, are nearest to bicubic.
+_RESAMPLE: dict[int, Literal["nearest-exact", "bilinear", "bicubic"]] = {
+    0: "nearest-exact",
+    1: "bicubic",
+    2: "bilinear",
+    3: "bicubic",
+}
 
 
 class Loaded(NamedTuple):
@@ -29,6 +41,8 @@ class Loaded(NamedTuple):
     modality: Modality
     labels: tuple[str, ...] | None
     """None where the checkpoint has no classification head: the module's is fresh then."""
+    preprocessing: Preprocessing = PLAIN_PIXELS
+    """How its images are resized and scaled."""
 
 
 def read(folder: Folder, kind: Kind, seed: int) -> Loaded:
@@ -41,8 +55,11 @@ def read(folder: Folder, kind: Kind, seed: int) -> Loaded:
     config = _config(folder, kind)
     auto, modality = _auto_class(config, folder.path, kind)
     tokenizer = None
+    preprocessing = PLAIN_PIXELS
     if modality == "text":
         tokenizer = _tokenizer(folder.path, config)
+    elif (folder.path / PROCESSOR).is_file():
+        preprocessing = read_processor(folder.path / PROCESSOR, getattr(config, "num_channels", 3))
     with quiet(), seeded(seed):
         try:
             module, info = auto.from_pretrained(
@@ -75,7 +92,7 @@ def read(folder: Folder, kind: Kind, seed: int) -> Loaded:
         if any(not key.startswith(backbone) for key in missing):
             replace_head_(module, labels, seed)
             labels = None
-    return Loaded(module.eval(), tokenizer, modality, labels)
+    return Loaded(module.eval(), tokenizer, modality, labels, preprocessing)
 
 
 @contextlib.contextmanager
@@ -103,6 +120,70 @@ def image_size(config: Any) -> int | None:
     """The side in pixels that the configuration insists on; None for a convolutional net that takes any."""
     size = getattr(config, "image_size", None)
     return max(size) if isinstance(size, (list, tuple)) else size
+
+
+def read_processor(file: Path, channels: int) -> Preprocessing:
+    """The settings of a Hugging Face image processor, read without building it (it may need torchvision).
+
+    Raises :class:`InputError` that names ``file`` where it says something that cannot be followed.
+    """
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        size, crop = _size_and_crop(settings)
+        normalised = settings.get("do_normalize", True)
+        mean = _per_channel(settings.get("image_mean", 0.5)) if normalised else (0.0,)
+        std = _per_channel(settings.get("image_std", 0.5)) if normalised else (1.0,)
+        rescale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
+        resample = _RESAMPLE.get(settings.get("resample", 2), "bilinear")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{file} is not an image processor's settings ({one_line(error)}). Copy the original model's, or "
+            f"remove it to have pixels scaled to [−1, 1]."
+        ) from error
+    if not {len(mean), len(std)} <= {1, channels}:
+        raise InputError(
+            f"{file} has a mean of {len(mean)} and a deviation of {len(std)} channels, but the model takes "
+            f"{channels}. Copy the original model's."
+        )
+    if not all(std):
+        raise InputError(f"{file}: image_std has a zero in it. Copy the original model's.")
+    return Preprocessing(mean, std, rescale, size, crop, resample)
+
+
+def _size_and_crop(
+    settings: Mapping[str, Any],
+) -> tuple[tuple[int, int] | int | None, tuple[int, int] | None]:
+    """What a processor resizes to, and what it keeps of that."""
+    size = settings.get("size") if settings.get("do_resize", True) else None
+    if size is not None and settings.get("crop_pct"):
+        # ConvNeXT's processors, which ResNet uses too: the middle of a small image, the whole of a large one.
+        side = min(_square(_sides(size)))
+        return (int(side / settings["crop_pct"]), (side, side)) if side < 384 else ((side, side), None)
+    crop = _square(_sides(settings.get("crop_size", size))) if settings.get("do_center_crop") else None
+    if isinstance(size, int) and crop is None:
+        return (size, size), None  # so older files say it
+    return (None if size is None else _sides(size)), crop
+
+
+def _sides(size: Any) -> tuple[int, int] | int:
+    """Height and width, or the shorter side alone, in any spelling that processors have had."""
+    sides: Any = size
+    if isinstance(size, Mapping):
+        sides = size.get("shortest_edge") if len(size) == 1 else (size.get("height"), size.get("width"))
+    both = tuple(sides) if isinstance(sides, (list, tuple)) else (sides, sides)
+    if len(both) != 2 or not all(isinstance(side, int) and side > 0 for side in both):
+        raise ValueError(f"a size of {size}")
+    return sides if isinstance(sides, int) else (both[0], both[1])
+
+
+def _square(sides: tuple[int, int] | int) -> tuple[int, int]:
+    return (sides, sides) if isinstance(sides, int) else sides
+
+
+def _per_channel(values: Any) -> tuple[float, ...]:
+    """One number for each channel, or one where they are all the same."""
+    numbers = tuple(float(v) for v in values) if isinstance(values, (list, tuple)) else (float(values),)
+    return numbers[:1] if len(set(numbers)) == 1 else numbers
 
 
 def _label_names(config: PretrainedConfig) -> tuple[str, ...]:

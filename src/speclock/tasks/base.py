@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,10 @@ from torch import Tensor, nn
 from speclock.environment import ran_out_of_memory, release_memory
 from speclock.errors import InputError
 from speclock.registry import unknown
+from speclock.sources import Source
+
+# What transformers calls the outputs of a head that nobody named.
+_UNNAMED = re.compile(r"LABEL_\d+")
 
 Batch = dict[str, Tensor]
 Split = Literal["train", "validation", "test"]
@@ -27,6 +32,51 @@ Metric = Literal["accuracy", "f1"]
 
 VALIDATION = 1000
 """Most examples of a validation split where no number is asked for: utility is guarded to a point or so."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model's images go through: resized, cropped, then ``(rescale · x − mean) / std`` of 0…255.
+
+    As it stands: 0…255 ↦ [−1, 1], and no size but the one that the model insists on.
+    """
+
+    mean: tuple[float, ...] = (1.0,)
+    """One number for each channel, or one for all."""
+    std: tuple[float, ...] = (1.0,)
+    """As ``mean``."""
+    rescale: float = 1 / 127.5
+    """What the values are multiplied by first."""
+    size: tuple[int, int] | int | None = None
+    """Height and width to resize to; a single number is the shorter side's, the other in proportion."""
+    crop: tuple[int, int] | None = None
+    """Height and width of the middle that is kept after resizing; what lies outside the image is black."""
+    resample: Literal["nearest-exact", "bilinear", "bicubic"] = "bilinear"
+    """How images are resized; the latter two with antialiasing."""
+
+    def __call__(self, images: Float[Tensor, "b c h w"], side: int | None) -> Float[Tensor, "b c h2 w2"]:
+        """``images``, 0…255, as the model takes them; ``side`` is the size where none is said here."""
+        height, width = images.shape[2:]
+        size = self.size if self.size is not None or side is None else (side, side)
+        if isinstance(size, int):
+            short = min(height, width)
+            size = (int(size * height / short), int(size * width / short))
+        if size is not None and size != (height, width):
+            smooth = self.resample != "nearest-exact"
+            images = nn.functional.interpolate(images, size, mode=self.resample, antialias=smooth)
+            images = images.clamp(0, 255)  # bicubic weights overshoot
+        if self.crop is not None:
+            down, right = (have - want for have, want in zip(images.shape[2:], self.crop, strict=True))
+            # A negative pad cuts off.
+            images = nn.functional.pad(
+                images, (-(right // 2), right // 2 - right, -(down // 2), down // 2 - down)
+            )
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images * self.rescale - mean) / std
+
+
+PLAIN_PIXELS = Preprocessing()
+"""For a model that says nothing of its images."""
 
 
 @runtime_checkable
@@ -38,6 +88,7 @@ class Encoder(Protocol):
     tokenizer: Any
     channels: int
     image_size: int | None
+    preprocessing: Preprocessing
     labels: tuple[str, ...] | None
 
 
@@ -46,20 +97,6 @@ class Answerer(Encoder, Protocol):
     """What a task needs of a model to score it: how to feed it, and the module that answers."""
 
     module: nn.Module
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where data or weights came from; part of every record."""
-
-    kind: Literal["file", "hub", "package", "built", "module"]
-    """A path of the user's, the hub, a package, a model built from its definition, a module handed over."""
-    origin: str
-    """The path, the hub id, or ``package==version``."""
-    sha256: str | None = None
-    """Digest of the file read, where there is one."""
-    stand_in: str | None = None
-    """What these data stand in for, where they are not the paper's own."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +140,8 @@ class Task(ABC):
     """Tasks with the same labels whose scores belong beside this one's: the clean task of a poisoned one."""
     collapses: bool = False
     """Whether a score here counts only while those beside it are kept: a backdoor's, a relearning's."""
+    positive: int = 1
+    """Number of the label that F1 is of."""
 
     modality: ClassVar[Modality]
 
@@ -134,7 +173,7 @@ class Task(ABC):
             return self.at_random
         counts = np.bincount(self.test.labels, minlength=len(self.labels)) / len(self.test)
         if self.metric == "f1":
-            return float(2 * counts[1] / (1 + counts[1]))
+            return float(2 * counts[self.positive] / (1 + counts[self.positive]))
         return float(counts.max())
 
     def part(self, split: Split) -> Examples:
@@ -302,19 +341,53 @@ class Task(ABC):
                 f"Choose a task or a model that fits the other."
             )
 
-    def check_head(self, encoder: Encoder) -> None:
-        """Raise :class:`InputError` unless the model's head answers with this task's labels."""
+    def fits(self, encoder: Encoder) -> bool:
+        """Whether the labels of the model's head are this task's, whatever their order: see :meth:`fitted_to`."""
+        return self._numbering(encoder.labels or ()) is not None
+
+    def fitted_to(self, encoder: Encoder) -> Task:
+        """This task with its labels numbered, and spelt, as the outputs of the model's head are.
+
+        They are matched by name, whatever their order: exactly, or else without regard to case and with
+        ``LABEL_1`` for ``1``. Raises :class:`InputError` where that leaves any label over on either side.
+        """
         self.check_kind(encoder)
         if encoder.labels is None:
             raise InputError(
                 f"{encoder.name} has no head trained for a task. Make a base that does {self.name} with: "
                 f"speclock train {encoder.name} --task {self.name} --out DIR"
             )
-        if encoder.labels != self.labels:
+        number = self._numbering(encoder.labels)
+        if number is not None:
+            return self._renumbered(number, encoder.labels)
+        if len(encoder.labels) == len(self.labels) and all(map(_UNNAMED.fullmatch, encoder.labels)):
             raise InputError(
-                f"the labels of {self.name} ({_listed(self.labels)}) do not fit the head of {encoder.name} "
-                f"({_listed(encoder.labels)}). Name the task that it was trained for."
+                f"{encoder.name} does not say what its outputs mean ({_listed(encoder.labels)}). Name them in "
+                f"their order, in the words of {self.name}: --labels {','.join(self.labels)} if that is it."
             )
+        raise InputError(
+            f"the labels of {self.name} ({_listed(self.labels)}) do not fit the head of {encoder.name} "
+            f"({_listed(encoder.labels)}). Name the task that it was trained for."
+        )
+
+    def _numbering(self, labels: tuple[str, ...]) -> Int[np.ndarray, " c"] | None:
+        """Where each label of the task stands among ``labels``; None unless they match one to one."""
+        for spelt in (str, _plain):
+            ours, theirs = [spelt(label) for label in self.labels], [spelt(label) for label in labels]
+            if len(ours) == len(theirs) == len(set(ours)) and set(ours) == set(theirs):
+                return np.array([theirs.index(label) for label in ours])
+        return None
+
+    def _renumbered(self, number: Int[np.ndarray, " c"], labels: tuple[str, ...]) -> Task:
+        """The label that was i is ``number[i]``, by the name ``labels[number[i]]``, here and in what is beside."""
+        splits: dict[str, Any] = {
+            name: replace(examples, labels=number[examples.labels])
+            for name, examples in vars(self).items()
+            if isinstance(examples, Examples)
+        }
+        beside = {name: task._renumbered(number, labels) for name, task in self.beside.items()}
+        positive = int(number[self.positive])
+        return replace(self, **splits, labels=labels, beside=beside, positive=positive)
 
     # -- loss and score ------------------------------------------------------------------------------
 
@@ -322,9 +395,14 @@ class Task(ABC):
         """What the module returns for a batch.
 
         Inputs go by name, as Hugging Face models take them; a single input goes by position where the
-        module's ``forward`` calls it something else, as plain modules do.
+        module's ``forward`` calls it something else, as plain modules do. Pixels take the module's dtype.
         """
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+        inputs = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in batch.items()
+            if name != "labels"
+        }
         return module(**inputs) if len(inputs) > 1 or _takes(module, *inputs) else module(*inputs.values())
 
     def logits(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
@@ -349,7 +427,11 @@ class Task(ABC):
 
     def measured(self, answers: Int[np.ndarray, " n"], split: Split = "test") -> float:
         """The metric of these answers to a split's examples."""
-        return _metric(self.metric, answers, self.part(split).labels)
+        return self.measure(answers, self.part(split).labels)
+
+    def measure(self, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
+        """The metric of these answers where those would be right."""
+        return _metric(self.metric, answers, truth, self.positive)
 
     @torch.no_grad()
     def answers(
@@ -396,6 +478,15 @@ def _halves(rows: int) -> tuple[slice, slice]:
     return slice(0, rows // 2), slice(rows // 2, rows)
 
 
+def _plain(label: str) -> str:
+    """A label as it is compared where spellings differ.
+
+    >>> _plain("LABEL_1"), _plain("Not_Entailment")
+    ('1', 'not_entailment')
+    """
+    return label.casefold().removeprefix("label_") if _UNNAMED.fullmatch(label) else label.casefold()
+
+
 def _listed(labels: Sequence[str]) -> str:
     shown = ", ".join(labels[:4])
     return f"{len(labels)}: {shown}, …" if len(labels) > 4 else shown
@@ -407,8 +498,10 @@ def _takes(module: nn.Module, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _metric(metric: str, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
-    """Accuracy, or F1 of class 1, as fractions.
+def _metric(
+    metric: str, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"], positive: int = 1
+) -> float:
+    """Accuracy, or F1 of the ``positive`` class, as fractions.
 
     >>> _metric("accuracy", np.array([1, 0, 1]), np.array([1, 1, 1])) == 2 / 3
     True
@@ -417,8 +510,8 @@ def _metric(metric: str, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, 
     """
     if metric == "accuracy":
         return float((answers == truth).mean())
-    hits = int(((answers == 1) & (truth == 1)).sum())
-    return 2 * hits / max(1, int((answers == 1).sum()) + int((truth == 1).sum()))
+    said, true = answers == positive, truth == positive
+    return 2 * int((said & true).sum()) / max(1, int(said.sum()) + int(true.sum()))
 
 
 def _stratified(examples: Examples, size: int | None, task: Task, seed: int) -> Int[np.ndarray, " m"]:
