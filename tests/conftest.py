@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from speclock import models, tasks
 from speclock.models import Model
@@ -11,21 +18,63 @@ from speclock.tasks.base import Task
 from speclock.training import train
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loads a model without naming a device gets it on the CPU, but in tests of the accelerator."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def digits() -> Task:
-    return tasks.load("mnist@800").limit(test=300)
+    return tasks.load("mnist@800/300/300")
 
 
 @pytest.fixture(scope="session")
 def silhouettes() -> Task:
     """Another ten-class task, so a fresh head."""
-    return tasks.load("kmnist@400").limit(test=200)
+    return tasks.load("kmnist@400/200/200")
 
 
 @pytest.fixture(scope="session")
 def base(digits: Task) -> Model:
     """A cnn-mlp that reads digits; never modified, which the tests of locks and attacks check."""
-    model = models.load("cnn-mlp", labels=digits.labels)
+    model = models.load("cnn-mlp", labels=digits.labels, device="cpu")
     record = train(model, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=150, batch_size=32))
     assert record["score"] > 0.8
     return model
+
+
+class _NoValues(TorchDispatchMode):
+    """What fake tensors cannot answer, the value of a number, is one: a check of values passes.
+
+    Float64 is refused away from the CPU: not every device has it.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0 if args[0].is_floating_point() else 1
+        if func in (torch.ops.aten.equal.default, torch.ops.aten.allclose.default):
+            return True
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor.dtype == torch.float64
+                and tensor.device.type != "cpu"
+            ):
+                raise TypeError(f"{func}: {tensor.device} has no float64")
+        return out
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[torch.device]:
+    """A device that is not the CPU, on any machine: tensors have shapes, dtypes and places, and no values.
+
+    An operation on tensors of two devices raises, as on a real accelerator. Nothing can be differentiated there.
+    """
+    with warnings.catch_warnings():
+        # Torch's own deepcopy asks a fake tensor for its address.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        with FakeTensorMode(), _NoValues(), torch.no_grad():
+            yield torch.device("xpu:0")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from speclock.registry import Registry
 
 if TYPE_CHECKING:
-    from speclock.models.checkpoints import Model, fingerprint, load, save, wrap
+    from speclock.models.checkpoints import Model, adopted, load, named, save, wrap
+    from speclock.models.fingerprints import Identity, fingerprint, identity
+    from speclock.models.transplant import Difference, Transplant, transplanted
 
 MODELS = Registry(
     "model",
@@ -32,13 +34,42 @@ MODELS = Registry(
     },
 )
 
-__all__ = ["MODELS", "Model", "fingerprint", "load", "save", "wrap"]
+_HOMES = {
+    "Difference": "transplant",
+    "Identity": "fingerprints",
+    "Model": "checkpoints",
+    "Transplant": "transplant",
+    "adopted": "checkpoints",
+    "named": "checkpoints",
+    "fingerprint": "fingerprints",
+    "identity": "fingerprints",
+    "load": "checkpoints",
+    "save": "checkpoints",
+    "transplanted": "transplant",
+    "wrap": "checkpoints",
+}
+
+__all__ = [
+    "MODELS",
+    "Difference",
+    "Identity",
+    "Model",
+    "Transplant",
+    "adopted",
+    "fingerprint",
+    "identity",
+    "load",
+    "named",
+    "save",
+    "transplanted",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.checkpoints"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

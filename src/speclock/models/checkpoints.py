@@ -23,17 +23,20 @@ from speclock.errors import InputError
 from speclock.models import MODELS, hugging_face
 from speclock.models.folders import Folder, examine, one_line
 from speclock.models.hugging_face import Kind
-from speclock.models.initial import fresh, head_names, replace_head_, set_labels_
+from speclock.models.initial import fresh, head_names, matching, replace_head_, set_labels_
+from speclock.models.tensors import chosen_device, copied, device_of, placed
 from speclock.registry import Registry, unknown
-from speclock.tasks.base import Modality, Source
-from speclock.tasks.sources import digest, network
+from speclock.sources import Source
+from speclock.sources.cache import digest
+from speclock.sources.hub import network
+from speclock.tasks.base import PLAIN_PIXELS, Modality, Preprocessing, Task
 from speclock.workspace import new_folder
 
 # Modules outside transformers whose folders speclock reads: what "speclock_model" says → the class.
 _PLAIN = Registry("plain model", {"cnn-mlp": ("speclock.models.cnn_mlp:CnnMlp", "the zoo's cnn-mlp")})
 
 # Image classifiers are read with their processor's settings; the locked folder must keep them.
-_BESIDE = ("preprocessor_config.json",)
+_BESIDE = (hugging_face.PROCESSOR,)
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
@@ -54,6 +57,8 @@ class Model:
     """Image channels the module takes; grey images are repeated to fill them."""
     image_size: int | None = None
     """Side in pixels that the module insists on, or None where any will do."""
+    preprocessing: Preprocessing = PLAIN_PIXELS
+    """How images are resized and scaled: as the checkpoint's image processor says, where it has one."""
     labels: tuple[str, ...] | None = None
     """What the head's outputs mean; None where they mean nothing yet."""
     build: Callable[[], nn.Module] | None = field(default=None, repr=False)
@@ -62,9 +67,33 @@ class Model:
     beside: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Text files of the folder it came from that belong to the checkpoint: name → content."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is. All that is derived from it stays there."""
+        return device_of(self.module)
+
+    def to(self, device: torch.device | str) -> Model:
+        """A copy on ``device``; the model itself where it is there already, as ``Tensor.to`` has it."""
+        wanted = torch.device(device)
+        if self.device.type == wanted.type and wanted.index in (None, self.device.index):
+            return self
+        return replace(self, module=copied(self.module, lambda _, tensor: tensor.to(wanted)))
+
     def copy(self) -> Model:
         """The same model with its own copy of the weights."""
-        return replace(self, module=copy.deepcopy(self.module))
+        return replace(self, module=copied(self.module))
+
+    def in_fp32(self) -> Model:
+        """A copy with master weights for training: what is narrower than fp32 is widened.
+
+        A step below 2⁻⁹ of a bf16 weight is lost: at a learning rate under 1e-3 a norm's gains would not move.
+        """
+        return replace(self, module=copied(self.module, _widened))
+
+    def in_dtypes_of(self, other: Model) -> Model:
+        """A copy whose tensors have the dtypes of their namesakes in ``other``, rounded to nearest; the model
+        itself where nothing differs. A tensor without a namesake keeps its own."""
+        return replace(self, module=matching(self.module, other.module))
 
     def scratch(self, seed: int) -> Model:
         """The same architecture freshly initialised under ``seed``: what an attacker has without the weights.
@@ -94,12 +123,12 @@ class Model:
         model = self.copy()
         if self.labels == other.labels:
             return model
+        like = next(model.module.parameters())
         for name in head_names(other.module):
             parent, _, leaf = name.rpartition(".")
+            head = placed(other.module.get_submodule(name), like)
             try:
-                setattr(
-                    model.module.get_submodule(parent), leaf, copy.deepcopy(other.module.get_submodule(name))
-                )
+                setattr(model.module.get_submodule(parent), leaf, head)
             except AttributeError as error:
                 raise InputError(
                     f"{self.name} has no {parent} for the head of {other.name}: they are not of one architecture."
@@ -109,6 +138,12 @@ class Model:
             if hasattr(model.module, "num_labels"):
                 model.module.num_labels = len(other.labels)  # type: ignore[assignment]
         return replace(model, labels=other.labels, build=other.build)
+
+
+def _widened(_: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _build_with_head(build: Callable[[], nn.Module], labels: tuple[str, ...]) -> nn.Module:
@@ -157,18 +192,53 @@ def wrap(
     )
 
 
-def fingerprint(model: Model) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every saved tensor, in the order of the names.
+def named(model: Model, labels: tuple[str, ...]) -> Model:
+    """A copy of ``model`` whose outputs mean ``labels``, in the order of the outputs.
 
-    Independent of the device and of the file format: a model and what ``load`` reads back of it agree.
+    For a checkpoint that calls them ``LABEL_0``, ``LABEL_1``, …, or a plain module; other names are replaced.
+    Raises :class:`InputError` unless there is a different label for every output, and for the names that the
+    outputs have already in another order: one of the two is wrong.
     """
-    # The state, not the buffers: what is not saved is computed anew, and differs between machines.
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.module.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    outputs = _outputs(model)
+    if len(labels) != outputs or len(set(labels)) < outputs:
+        raise InputError(
+            f"{model.name} has {outputs} outputs; {', '.join(labels)} is not a name for each. "
+            f"Give {outputs} different labels, in the order of the outputs."
+        )
+    if model.labels is not None and labels != model.labels and set(labels) == set(model.labels):
+        raise InputError(
+            f"{model.name} says that its outputs are {', '.join(model.labels)}, in this order. "
+            f"Leave the labels out: they are matched by name."
+        )
+    model = model.copy()
+    if isinstance(model.module, PreTrainedModel):
+        set_labels_(model.module.config, labels)
+    return replace(model, labels=labels)
+
+
+def _outputs(model: Model) -> int:
+    if model.labels is not None:
+        return len(model.labels)
+    if isinstance(model.module, PreTrainedModel):
+        raise InputError(
+            f"{model.name} has no head trained for a task, so no outputs to name. Train one first."
+        )
+    head = model.module.get_submodule(head_names(model.module)[0])
+    assert isinstance(head, nn.Linear)
+    return head.out_features
+
+
+def adopted(module: Model | nn.Module, task: Task) -> Model:
+    """A :class:`Model` as it is; any other module wrapped, reading what ``task`` is made of and answering with its
+    labels, unless it says itself what its outputs mean.
+
+    Raises :class:`InputError` as :func:`wrap`.
+    """
+    if isinstance(module, Model):
+        return module
+    own = hugging_face.label_names(module)
+    unnamed = own is None or own == tuple(f"LABEL_{i}" for i in range(len(own)))
+    return wrap(module, modality=task.modality, labels=task.labels if unnamed else own)
 
 
 # -- load ------------------------------------------------------------------------------------------------
@@ -180,26 +250,28 @@ def load(
     labels: tuple[str, ...] | None = None,
     seed: int = 0,
     kind: Kind = "classification",
+    device: str | None = None,
 ) -> Model:
     """The model at a built-in name, a folder or a hub id, looked for in this order.
 
     With ``labels`` the model has a head for them: its own where that is what its outputs mean (or they are
     as many and unnamed), else a fresh one under ``seed``, which also draws the weights of untrained models.
     ``kind`` says what a checkpoint is loaded as: a generative one becomes a sequence classifier unless
-    ``"causal-lm"`` is asked for. No code that comes with a checkpoint is ever run.
+    ``"causal-lm"`` is asked for. No code that comes with a checkpoint is ever run. The model comes on
+    ``device``, without one on the accelerator where there is one, with the same weights wherever it is.
 
     Raises :class:`InputError` for anything that keeps the model from loading whole, with finite weights.
     """
     if kind == "causal-lm" and labels is not None:
         raise InputError("labels name the outputs of a classifier; a causal language model has none.")
+    place = chosen_device(device)
     model = _find(name_or_path, seed, kind)
     _check_finite(model)
+    model.module.to(place)
     if labels is None or labels == model.labels:
         return model
-    unnamed = tuple(f"LABEL_{i}" for i in range(len(labels)))
-    if isinstance(model.module, PreTrainedModel) and model.labels == unnamed:
-        set_labels_(model.module.config, labels)
-        return replace(model, labels=labels)
+    if model.labels == tuple(f"LABEL_{i}" for i in range(len(labels))):
+        return named(model, labels)
     return model.with_head(labels, seed)
 
 
@@ -224,6 +296,7 @@ def load_folder(
         tokenizer=loaded.tokenizer,
         channels=getattr(config, "num_channels", 3),
         image_size=hugging_face.image_size(config),
+        preprocessing=loaded.preprocessing,
         labels=loaded.labels,
         beside={file: (path / file).read_text("utf-8") for file in _BESIDE if (path / file).is_file()},
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from speclock.errors import InputError
+from speclock.models.tensors import copied, placed, tensors
 
 
 @contextlib.contextmanager
@@ -40,10 +40,9 @@ def fresh(module: nn.Module, seed: int, build: Callable[[], nn.Module] | None = 
         elif isinstance(module, PreTrainedModel):
             new = type(module)(copy.deepcopy(module.config))
         else:
-            new = copy.deepcopy(module).to("cpu")
+            new = copied(module, lambda _, tensor: tensor.cpu())
             reset_(new)
-    _match_(new, module)
-    return new.train(module.training)
+    return matching(new, module).train(module.training)
 
 
 def reset_(module: nn.Module, family: PreTrainedModel | None = None) -> None:
@@ -121,7 +120,11 @@ def replace_head_(module: nn.Module, labels: tuple[str, ...], seed: int) -> None
         # On the meta device the backbone of a 7B model costs nothing.
         with torch.device("meta"):
             shell = type(module)(copy.deepcopy(module.config))
-        heads = [_drawn(shell.get_submodule(name).to_empty(device="cpu"), seed, shell) for name in names]
+        here = (
+            copied(shell.get_submodule(name), lambda _, old: torch.empty_like(old, device="cpu"))
+            for name in names
+        )
+        heads = [_drawn(head, seed, shell) for head in here]
         if hasattr(module, "num_labels"):
             module.num_labels = len(labels)  # type: ignore[assignment]
     else:
@@ -133,7 +136,7 @@ def replace_head_(module: nn.Module, labels: tuple[str, ...], seed: int) -> None
     like = next(module.parameters())
     for name, head in zip(names, heads, strict=True):
         parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, head.to(like.device, like.dtype).train(module.training))
+        setattr(module.get_submodule(parent), leaf, placed(head, like).train(module.training))
 
 
 def _drawn(head: nn.Module, seed: int, family: PreTrainedModel | None = None) -> nn.Module:
@@ -153,14 +156,13 @@ def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _match_(new: nn.Module, like: nn.Module) -> None:
-    """Give every tensor of ``new`` the dtype and device of its namesake: in a half-precision model some
-    buffers, the rotary frequencies for one, stay in fp32."""
-    wanted = dict(_tensors(like))
-    for name, tensor in _tensors(new):
-        if name in wanted:
-            tensor.data = tensor.data.to(wanted[name].device, wanted[name].dtype)
+def matching(module: nn.Module, like: nn.Module) -> nn.Module:
+    """``module`` with every tensor in the dtype and on the device of its namesake in ``like``: in a
+    half-precision model some buffers, the rotary frequencies for one, stay in fp32.
 
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    return itertools.chain(module.named_parameters(), module.named_buffers())
+    A copy, or ``module`` itself where nothing differs; a tensor without a namesake keeps what it has.
+    """
+    wanted = {name: (tensor.device, tensor.dtype) for name, tensor in tensors(like)}
+    if all(wanted.get(name) in (None, (tensor.device, tensor.dtype)) for name, tensor in tensors(module)):
+        return module
+    return copied(module, lambda name, tensor: tensor.to(*wanted[name]) if name in wanted else tensor)

@@ -51,7 +51,7 @@ def start_basis(
     width = min(side, BLOCK * math.ceil((k + BLOCK // 2) / BLOCK))
     # Drawn on the CPU, so that a seed means the same on every device.
     drawn = torch.randn(side, width, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q.to(like.device, working_dtype(like))
+    return torch.linalg.qr(drawn).Q.to(working_dtype(like)).to(like.device)
 
 
 @torch.no_grad()
@@ -108,12 +108,28 @@ def converge(
 
 def _gram_svd(Y: Float[Tensor, "m b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b b"]]:
     """σ (descending) and right singular vectors of a thin ``Y``, from YᵀY in float64; NaN for NaN."""
-    wide = Y.double()
+    wide = in_float64(Y)
     gram = wide.T @ wide
     if not gram.isfinite().all():
-        return torch.full_like(Y[0], torch.nan), torch.full_like(gram, torch.nan).to(Y.dtype)
+        return torch.full_like(Y[0], torch.nan), back_from_float64(torch.full_like(gram, torch.nan), Y)
     squares, S = torch.linalg.eigh(gram)
-    return squares.clamp_min(0).sqrt().flip(0).to(Y.dtype), S.flip(1).to(Y.dtype)
+    return back_from_float64(squares.clamp_min(0).sqrt().flip(0), Y), back_from_float64(S.flip(1), Y)
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """``tensor`` in float64 on its own device, or on the CPU where the device has no float64; :func:`back_from_float64`
+    returns what is computed from it."""
+    device = tensor.device
+    lacking = device.type == "mps" or (
+        device.type == "xpu"
+        and not (torch.xpu.is_available() and torch.xpu.get_device_capability(device)["has_fp64"])
+    )
+    return tensor.to("cpu" if lacking else device, torch.float64)
+
+
+def back_from_float64(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` in ``like``'s dtype, and only then on ``like``'s device, which may have no float64."""
+    return value.to(like.dtype).to(like.device)
 
 
 def working_dtype(W: Tensor) -> torch.dtype:
@@ -136,11 +152,11 @@ def singular_values(W: Float[Tensor, "m n"], k: int) -> Float[Tensor, " r"]:
         InputError: NaN or infinite weights, or none at all.
     """
     _require_finite(W)
-    W = W.detach().double()
+    W = in_float64(W.detach())
     side = min(W.shape)
     k = min(k, side)
     # Entries of about 1, so that squares neither overflow nor vanish; a power of two rounds nothing.
-    scale = torch.exp2(torch.frexp(W.abs().amax()).exponent.double())
+    scale = torch.exp2(torch.frexp(W.abs().amax()).exponent.to(W))
     W = W / scale
     A = W if W.shape[0] >= W.shape[1] else W.T
     gram = A.T @ A
@@ -177,7 +193,7 @@ def frobenius(W: Float[Tensor, "m n"]) -> float:
     5.0
     """
     _require_finite(W)
-    return float(torch.linalg.vector_norm(W.detach(), dtype=torch.float64))
+    return float(torch.linalg.vector_norm(in_float64(W.detach())))
 
 
 def top_part(W: Float[Tensor, "m n"], k: int) -> Float[Tensor, "m n"]:
@@ -223,7 +239,7 @@ def operator_norm(
     """
     _require_finite(conv.weight.flatten(1))
     dims = conv.weight.ndim - 2
-    weight = conv.weight.double()
+    weight = in_float64(conv.weight)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, conv.in_channels, *[size] * dims, generator=generator, dtype=torch.float64)
     x = x.to(weight.device)
