@@ -65,12 +65,15 @@ def test_rescale_multiplies_the_top_values_and_no_others(base: Model, digits: Ta
 
 def test_the_guard_falls_back_to_the_strongest_state_that_holds(base: Model, digits: Task) -> None:
     lock = LOCKS["rescale"](top_k=4, factor=1e6, evaluations=12, max_utility_drop=0.02)
-    card = lock(base, digits).card
-    floor = card["utility_base"] - 0.02
+    locked, card = lock(base, digits)
+    floor = card["curve"][0][1] - 0.02
     holding = [point for point in card["curve"] if point[1] >= floor]
     assert len(holding) < len(card["curve"]), "the last states must be broken for this to test anything"
     step, utility, strength = max(holding, key=lambda point: point[2])
-    assert (card["chosen_step"], card["utility_locked"], card["strength_locked"]) == (step, utility, strength)
+    assert (card["chosen_step"], card["strength_locked"]) == (step, strength)
+    # Chosen on the validation split, quoted on the test split.
+    assert digits.divided().score(locked, "validation") == utility
+    assert card["utility_locked"] == digits.score(locked)
 
 
 def test_a_lock_that_diverges_returns_the_base(base: Model, digits: Task) -> None:
@@ -154,6 +157,13 @@ def test_a_killed_lock_resumes_to_the_same_card(
 def test_a_model_that_does_not_do_its_task_is_refused(base: Model, digits: Task) -> None:
     with pytest.raises(InputError, match=r"does not do mnist.*chance.*speclock train"):
         LOCKS["specdef"](steps=1)(base.scratch(0), digits)
+
+
+def test_a_model_whose_answers_are_not_finite_is_refused(base: Model, digits: Task) -> None:
+    broken = base.copy()
+    broken.module.mlp[-1].bias.data.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"does not do mnist.*it scores nan%"):
+        LOCKS["rescale"](evaluations=1)(broken, digits)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
@@ -18,12 +17,11 @@ from speclock.workspace import kept_in
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from speclock.locks.card import Card
     from speclock.models import Model
     from speclock.spectra import SpectralPenalty
     from speclock.tasks.base import Task
     from speclock.training import Checkpoint, Stateful, Step
-
-CARD_FORMAT = "speclock-card/1"
 
 # A model this close to answering by chance does not do its task, and there is nothing to retain.
 _ABOVE_CHANCE = 0.05
@@ -33,8 +31,8 @@ class Locked(NamedTuple):
     """What a lock returns."""
 
     model: Model
-    card: dict[str, Any]
-    """The lock card, JSON-able: lock, config, seed, source, curve, chosen step, utility, seconds, …"""
+    card: Card
+    """The lock card, JSON-able."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +82,25 @@ class Lock(ABC):
     def __call__(self, model: Model, task: Task, *, folder: Path | None = None) -> Locked:
         """Lock a copy of ``model``. With ``folder``, a killed run goes on from what is kept there.
 
+        The copy is trained in fp32 whatever the checkpoint's dtypes, in which it is judged and returned.
+
         Raises :class:`InputError` when the model does not do the retain task: there would be nothing to keep.
         """
-        task = task.divided()
+        task = task.divided().fitted_to(model)
         with kept_in(folder) as kept, Meter() as meter:
-            locked = model.copy()
-            guard = _Guard(self, locked, task, kept)
-            for step in self.trajectory(locked, task, spectral=True, run=guard.run):
+            trained = model.in_fp32()
+            guard = _Guard(self, trained, model, task, kept)
+            for step in self.trajectory(trained, task, spectral=True, run=guard.run):
                 if not guard.consider(step):
                     break
             guard.restore_()
+            locked = guard.released()
         return Locked(locked, self._card(model, locked, task, guard, meter))
 
     def control(self, model: Model, task: Task, *, stop_at: int, folder: Path | None = None) -> Model:
         """A copy trained as the lock trains, with its spectral term off, for ``stop_at`` steps."""
         with kept_in(folder) as kept:
-            control = model.copy()
+            control = model.in_fp32()
             for step in self.trajectory(control, task, spectral=False, run=Run.in_folder(kept)):
                 if step.diverged:
                     raise InputError(
@@ -107,22 +108,26 @@ class Lock(ABC):
                     )
                 if step.index >= stop_at:
                     break
-        return control
+        return control.in_dtypes_of(model)
 
-    def _card(self, base: Model, locked: Model, task: Task, guard: _Guard, meter: Meter) -> dict[str, Any]:
-        from speclock.models import fingerprint
+    def _card(self, base: Model, locked: Model, task: Task, guard: _Guard, meter: Meter) -> Card:
+        from speclock.locks.card import FORMAT
+        from speclock.models import identity
 
-        return {
-            "format": CARD_FORMAT,
+        before, after = identity(base), identity(locked)
+        card = {
+            "format": FORMAT,
             "lock": self.name,
             "config": dataclasses.asdict(self),
             "seed": self.seed,
             "base": {
                 "name": base.name,
-                "fingerprint": fingerprint(base),
+                "fingerprint": before.fingerprint,
+                "identity": before._asdict(),
                 "source": dataclasses.asdict(base.source),
             },
-            "fingerprint": fingerprint(locked),
+            "fingerprint": after.fingerprint,
+            "identity": after._asdict(),
             "retain_task": task.describe(),
             "utility_base": task.score(base),
             "utility_locked": task.score(locked),
@@ -137,6 +142,7 @@ class Lock(ABC):
             "peak_memory_mb": meter.peak_memory_mb,
             "environment": environment(),
         }
+        return cast("Card", card)
 
 
 @dataclass
@@ -159,15 +165,16 @@ class Run:
 class _Guard:
     """Watches utility and strength along a lock's path and keeps the strongest state that holds."""
 
-    def __init__(self, lock: Lock, model: Model, task: Task, folder: Path) -> None:
+    def __init__(self, lock: Lock, trained: Model, base: Model, task: Task, folder: Path) -> None:
         self.lock = lock
-        self.model = model
+        self.trained = trained
+        self.base = base
         self.task = task
         self.run = Run.in_folder(folder, self)
         total = lock.total_steps(task)
         self.due = {round(total * i / lock.evaluations) for i in range(lock.evaluations + 1)}
-        self.curve: list[list[float]] = []
-        """[step, utility on the validation split, strength] at each evaluation."""
+        self.curve: list[tuple[int, float, float]] = []
+        """(step, utility on the validation split, strength) at each evaluation."""
         self.best_state: dict[str, Tensor] = {}
         self.best_step = 0
         self.best_utility = math.nan
@@ -181,30 +188,36 @@ class _Guard:
             return False
         if step.index not in self.due:
             return True
-        utility = self.task.score(self.model, "validation")
+        released = self.released()
+        utility = self.task.score(released, "validation")
+        # A base whose answers are not finite does not do its task either.
+        if step.index == 0 and not utility >= self.task.chance + _ABOVE_CHANCE:
+            raise InputError(
+                f"{self.base.name} does not do {self.task.name}: it scores {utility:.1%} where chance is "
+                f"{self.task.chance:.1%}. Make a base that does with: "
+                f"speclock train {self.base.name} --task {self.task.name} --out DIR"
+            )
         if math.isnan(utility):
             self.diverged_at = step.index
             return False
-        strength = mean_top_sigma(self.model.module, self.lock)
-        self.curve.append([step.index, utility, strength])
-        if step.index == 0 and utility < self.task.chance + _ABOVE_CHANCE:
-            raise InputError(
-                f"{self.model.name} does not do {self.task.name}: it scores {utility:.1%} where chance is "
-                f"{self.task.chance:.1%}. Make a base that does with: "
-                f"speclock train {self.model.name} --task {self.task.name} --out DIR"
-            )
+        strength = mean_top_sigma(released.module, self.lock)
+        self.curve.append((step.index, utility, strength))
         holds = utility >= self.curve[0][1] - self.lock.max_utility_drop
         if holds and strength > self.best_strength:
             # On the host: a second copy on the device would halve the model that can be locked there.
-            state = self.model.module.state_dict()
+            state = released.module.state_dict()
             self.best_state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
             self.best_step, self.best_utility, self.best_strength = step.index, utility, strength
         return True
 
+    def released(self) -> Model:
+        """The trained model in the checkpoint's own dtypes: what would be published, so what is judged."""
+        return self.trained.in_dtypes_of(self.base)
+
     def restore_(self) -> None:
         """Put the kept state into the model."""
-        self.model.module.load_state_dict(self.best_state)
-        self.model.module.eval()
+        self.trained.module.load_state_dict(self.best_state)
+        self.trained.module.eval()
 
     def state_dict(self) -> dict[str, Any]:
         best = [self.best_step, self.best_utility, self.best_strength]
@@ -232,20 +245,6 @@ def penalty_of(module: nn.Module, lock: Lock) -> SpectralPenalty:
 
 def lock(model: Model | nn.Module, task: Task, how: Lock, *, folder: Path | None = None) -> Locked:
     """Lock a copy of ``model`` with ``how``, keeping what it does on ``task``; see :class:`Lock`."""
-    from speclock.models import Model, wrap
+    from speclock.models import adopted
 
-    return how(model if isinstance(model, Model) else wrap(model), task, folder=folder)
-
-
-def read_card(folder: Path) -> dict[str, Any] | None:
-    """The lock card in a locked model's folder, or None where there is none."""
-    path = folder / "speclock.json"
-    if not path.is_file():
-        return None
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a lock card: {error}. Fetch the folder again.") from None
-    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
-        raise InputError(f"{path} is not a lock card ({CARD_FORMAT}). Fetch the folder again.")
-    return card
+    return how(adopted(model, task), task, folder=folder)

@@ -67,16 +67,21 @@ class SpecDef(TrainingRecipe, Lock):
         import torch
         import torch.nn.functional as F
 
-        base = model.copy().module.eval().requires_grad_(False) if "kl" in self.retain else None
+        base = model.copy() if "kl" in self.retain else None
+        if base is not None:
+            base.module.eval().requires_grad_(False)
 
         def loss(module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            nonlocal base
             logits = task.logits(module, batch).float()
             total = logits.new_zeros(())
             if "task" in self.retain:
                 total = total + F.cross_entropy(logits, batch["labels"])
             if base is not None:
+                # The loss is made before the loop moves the student, should it move it.
+                base = base.to(logits.device)
                 with torch.no_grad():
-                    wanted = task.logits(base, batch).float().log_softmax(-1)
+                    wanted = task.logits(base.module, batch).float().log_softmax(-1)
                 total = total + F.kl_div(
                     logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True
                 )
