@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from speclock import wrap
 from speclock.attacks import ATTACKS
-from speclock.attacks.base import Attack, InapplicableError, Scene, Status, evaluation_steps
+from speclock.attacks.base import Attack, InapplicableError, Outcome, Scene, Status, log_spaced
 from speclock.attacks.finetune import spectral_rates
 from speclock.models import Model, fingerprint
 from speclock.optimizers import OPTIMIZERS
+from speclock.recipe import TrainingRecipe
 from speclock.spectra import weight_matrices
 from speclock.tasks.base import Task
+from speclock.training import train
 
-STEPS = 120
+STEPS = 40
+REACHED = 0.3
+"""What an attack that works scores at least: three times chance. Measured are 0.45 and more, see below."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "finetune": {"optimizer": "sgd-momentum", "lr": 1e-1},
     "lora": {"lr": 3e-3, "rank": 16},
-    "clip": {"rank": 2, "heal": 20},
+    "clip": {"rank": 2, "heal": 10},
     "shrink": {"power": 0.7},
     "restore-sigma": {},
     "merge": {"share": 0.5},
@@ -30,6 +38,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "quantise": {"bits": 4},
     "prune": {"share": 0.3},
     "distill": {"lr": 2e-3, "student": "public", "teaching": 0.25},
+    "heal": {"healing": 20},
+    "probe": {"examples": 250},
+    "undo-shrinkage": {"beta": 0.2},
+    "reset-units": {},
+    "kick": {"kick_factor": 3.0},
+    "average": {},
 }
 
 
@@ -37,92 +51,107 @@ def test_every_attack_is_in_the_contract() -> None:
     assert set(SETTINGS) == set(ATTACKS)
 
 
-@pytest.fixture(scope="module")
-def reference(base: Model, silhouettes: Task) -> float:
-    """What AdamW reaches on the unlocked toy model."""
-    best = ATTACKS["finetune"](optimizer="adamw", lr=1e-3, batch_size=32)(
-        base, silhouettes, STEPS
-    ).outcome.best
-    assert best > silhouettes.chance + 0.3
-    return best
-
-
 @pytest.fixture(params=sorted(SETTINGS))
 def attack(request: pytest.FixtureRequest) -> Attack:
-    return ATTACKS[request.param](
-        **{"batch_size": 32, "optimizer": "adamw", "lr": 1e-3, **SETTINGS[request.param]}
-    )
+    cls = ATTACKS[request.param]
+    settings = {"batch_size": 32, "optimizer": "adamw", "lr": 1e-3, **SETTINGS[request.param]}
+    known = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in settings.items() if name in known})
 
 
-def test_contract(attack: Attack, base: Model, digits: Task, silhouettes: Task, reference: float) -> None:
+def test_contract(attack: Attack, base: Model, digits: Task, silhouettes: Task) -> None:
     target = compensated(base, 10.0) if attack.name == "fuse" else base
     before = fingerprint(target)
-    attacked, outcome = attack(target, silhouettes, STEPS, retain=digits, public=base)
+    steps = 1 if attack.name == "probe" else STEPS  # it takes no optimizer step, and is scored once
+    known = {"retain": digits, "public": base, "siblings": (base,)}
+    attacked, outcome = attack(target, silhouettes, steps, **known)
     assert fingerprint(target) == before, "an attack never changes the model it was handed"
     assert outcome.status is Status.OK
-    assert outcome.best >= 0.9 * reference, "an attack succeeds on an unlocked model"
+    assert outcome.best >= REACHED, "an attack succeeds on an unlocked model"
     assert outcome.best == max(score for _, score in outcome.curve)
-    assert [step for step, _ in outcome.curve] == evaluation_steps(STEPS, 8)[1:], "every budget is scored"
+    first = attack.unlabelled(steps)
+    assert [step - first for step, _ in outcome.curve] == log_spaced(steps), "every budget is scored"
     assert 0 <= outcome.utility_after <= 1
-    assert outcome.passes >= STEPS
+    assert outcome.passes >= first + steps
     assert outcome.tflops > 0
-    assert silhouettes.score(attacked) == outcome.curve[-1][1], "what is left is what was scored"
-    again = attack(target, silhouettes, STEPS, public=base).outcome
+    assert silhouettes.score(attacked, "validation") == outcome.curve[-1][1], (
+        "what is left is what was scored"
+    )
+    again = attack(target, silhouettes, steps, **known).outcome
     assert again.curve == outcome.curve, "same seed, same result"
 
 
-RATES = {
-    "adadelta": 1.0,
-    "adafactor": 1e-1,
-    "adagrad": 1e-2,
-    "adahessian": 1e-1,
-    "asgd": 7e-1,
-    "kron": 3e-3,
-    "lamb": 1e-2,
-    "lars": 3e-3,
-    "lbfgs": 1.0,
-    "muon": 1e-2,
-    "natural-gradient": 3e-3,
-    "radam": 1e-2,
-    "rprop": 1e-5,
-    "sgd": 5e-1,
-    "sgd-momentum": 1e-1,
-    "sgd-nesterov": 1e-1,
-    "shampoo": 1e-1,
-    "soap": 3e-3,
-    "sophia": 1e-1,
-    "xmat": 5e-2,
+@pytest.fixture(scope="module")
+def small(digits: Task) -> Model:
+    """Three layers that read digits: a step takes milliseconds, also where bf16 is emulated, in which Muon iterates."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, kernel_size=5, stride=4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * 6 * 6, 32), nn.ReLU(), nn.Linear(32, 10),
+    )  # fmt: skip
+    model = wrap(module, labels=digits.labels, modality="image")
+    train(model, digits, TrainingRecipe(optimizer="adam", lr=3e-3, steps=150, batch_size=32))
+    return model
+
+
+FINE_TUNING: dict[str, dict[str, Any]] = {
+    "adadelta": {"lr": 3.0},
+    "adafactor": {"lr": 1e-1},
+    "adagrad": {"lr": 3e-2},
+    # One probe of a mini-batch's Hessian is little to divide by, least of all at the start.
+    "adahessian": {"lr": 1.5e-1, "batch_size": 128, "warmup": 10},
+    "adamax": {"lr": 1e-2},
+    "asgd": {"lr": 3e-1},
+    "kron": {"lr": 1e-2},
+    "lamb": {"lr": 1e-2},
+    "lars": {"lr": 1e-2},
+    "lbfgs": {"lr": 1.0, "clip": None},
+    "muon": {"lr": 3e-2},
+    "natural-gradient": {"lr": 1e-2},
+    "radam": {"lr": 3e-2},
+    # By the signs' changes from step to step, which between mini-batches are noise.
+    "rprop": {"lr": 1e-3, "batch_size": 400},
+    "sgd": {"lr": 3e-1},
+    "sgd-momentum": {"lr": 1e-1},
+    "sgd-nesterov": {"lr": 1e-1},
+    "shampoo": {"lr": 1e-1},
+    "soap": {"lr": 1e-2},
+    "sophia": {"lr": 3e-1},
+    "xmat": {"lr": 1e-1},
 }
-"""Where 1e-3 is not it."""
+"""What suits an optimizer, where 3e-3 in batches of 32 does not."""
+
+BUDGETS = {"lbfgs": 12, "rprop": 20}
+"""Where a step does more than others."""
 
 
 @pytest.mark.parametrize("optimizer", sorted({*OPTIMIZERS} - {"zeroth-order"}))
-def test_every_optimizer_attacks(optimizer: str, base: Model, silhouettes: Task, reference: float) -> None:
-    rate = RATES.get(optimizer, 1e-3)
-    clip = None if optimizer == "lbfgs" else 1.0
-    # Rprop goes by the signs' changes from step to step, which between mini-batches are noise.
-    batch = len(silhouettes.train) if optimizer == "rprop" else 32
-    attack = ATTACKS["finetune"](optimizer=optimizer, lr=rate, batch_size=batch, clip=clip)
-    outcome = attack(base, silhouettes, STEPS).outcome
+def test_every_optimizer_attacks(optimizer: str, small: Model, silhouettes: Task) -> None:
+    outcome = fine_tuned(small, silhouettes, optimizer)
     assert outcome.status is Status.OK
-    assert outcome.best >= 0.9 * reference
+    assert outcome.best >= REACHED
 
 
-def test_differences_of_the_loss_train_a_head(base: Model, digits: Task, reference: float) -> None:
-    """650 weights are what a few thousand evaluations can find; more take longer than a test may."""
-    head = base.with_head(tuple(digits.labels[::-1]), 0)
+def fine_tuned(model: Model, task: Task, optimizer: str, seed: int = 0) -> Outcome:
+    """What comes of an attack with this optimizer."""
+    settings = {"lr": 3e-3, "batch_size": 32, **FINE_TUNING.get(optimizer, {})}
+    attack = ATTACKS["finetune"](optimizer=optimizer, seed=seed, **settings)
+    return attack(model, task, BUDGETS.get(optimizer, STEPS)).outcome
+
+
+def test_differences_of_the_loss_train_a_head(small: Model, digits: Task) -> None:
+    """330 weights are what a few thousand evaluations can find; more take longer than a test may."""
+    head = small.with_head(tuple(digits.labels[::-1]), 0)
     attack = ATTACKS["finetune"](
         optimizer="zeroth-order", lr=3e-2, parameters="head", batch_size=64, dropout=False, clip=None
     )
-    outcome = attack(head, digits, 150, evaluations=1).outcome
-    assert outcome.passes == 150 * (1 + 2 * 8)
-    assert outcome.best >= 0.6, "forward passes alone teach the old features a new head"
+    outcome = attack(head, digits, 50, due=[50]).outcome
+    assert outcome.passes == 50 * (1 + 2 * 8)
+    assert outcome.best >= REACHED, "forward passes alone teach the old features a new head"
 
 
 def compensated(base: Model, factor: float) -> Model:
     """The base with its widest layer's σ raised and a layer behind it that lowers them again."""
-    from torch import nn
-
     model = base.copy()
     layer = model.module.get_submodule("mlp.0")
     assert isinstance(layer, nn.Linear)
@@ -158,16 +187,18 @@ def test_divergence_has_no_score(base: Model, silhouettes: Task) -> None:
 def test_a_watch_ends_the_run_which_still_has_its_utility(
     base: Model, silhouettes: Task, digits: Task
 ) -> None:
-    at_20 = ATTACKS["finetune"]()(base, silhouettes, 40, retain=digits, watch=lambda step, score: step >= 20)
+    at_20 = ATTACKS["finetune"]()(
+        base, silhouettes, 40, retain=digits, due=[10, 20], watch=lambda step, score: step >= 20
+    )
     assert (at_20.outcome.status, at_20.outcome.pruned_at) == (Status.OK, 20)
     assert at_20.outcome.curve[-1][0] == 20
-    utility = digits.score(at_20.model.with_head_of(base))
+    utility = digits.score(at_20.model.with_head_of(base), "validation")
     assert at_20.outcome.utility_after == utility
 
 
 def test_a_task_with_the_models_own_labels_keeps_its_head(base: Model, digits: Task) -> None:
     outcome = ATTACKS["finetune"](lr=1e-5)(base, digits, 1).outcome
-    assert outcome.curve[0] == (0, digits.score(base))
+    assert outcome.curve[0] == (0, digits.score(base, "validation"))
 
 
 def operated(base: Model, task: Task, name: str, **fields: Any) -> Model:
@@ -254,7 +285,9 @@ def test_what_does_not_fit_says_why(base: Model, digits: Task) -> None:
         ("fuse", {}, "feeds another"),
         ("merge", {}, "public base"),
         ("distill", {"student": "public"}, "public base"),
-        ("clip", {"heal": 20}, "leaves none"),
+        ("heal", {}, "no data of the kind"),
+        ("average", {}, "no other release"),
+        ("kick", {"kicks": 10}, "leave none"),
         ("finetune", {"parameters": "norms"}, "no normalisation"),
         ("finetune", {"batch_statistics": False}, "no batch norm"),
     ):

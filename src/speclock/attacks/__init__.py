@@ -21,5 +21,14 @@ ATTACKS = Registry(
             "speclock.attacks.distill:Distill",
             "a student without the lock taught by the locked model",
         ),
+        "heal": ("speclock.attacks.heal:Heal", "trained on data of the retain task's kind first"),
+        "probe": ("speclock.attacks.probe:Probe", "a linear model on the features of one frozen layer"),
+        "undo-shrinkage": (
+            "speclock.attacks.unshrink:UndoShrinkage",
+            "singular values denoised and weights rescaled, as shrink-and-perturb calls for",
+        ),
+        "reset-units": ("speclock.attacks.reset:ResetUnits", "dead, saturated and cloned units drawn anew"),
+        "kick": ("speclock.attacks.kick:Kick", "a few large steps, then small ones"),
+        "average": ("speclock.attacks.average:Average", "averaged with other releases of the same base"),
     },
 )

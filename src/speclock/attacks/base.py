@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -199,7 +199,7 @@ class Attack(ABC):
             own = model.labels == task.labels
             attacked = model.copy() if own else model.with_head(task.labels, self.seed)
             # In a pure half precision, steps below 2⁻⁹ of a weight are lost, which any attacker avoids.
-            attacked.module.float()
+            attacked = attacked.in_fp32()
             scene = Scene(model, task, steps, public, retain, siblings)
             first = self.unlabelled(steps)
             self.prepare_(attacked, scene)
@@ -229,15 +229,6 @@ class Attack(ABC):
         fields = dataclasses.asdict(self)
         del fields["seed"]
         return fields
-
-
-def evenly(steps: int, evaluations: int) -> list[int]:
-    """At most ``evaluations`` steps, evenly spaced up to ``steps``.
-
-    >>> evenly(64, 4)
-    [16, 32, 48, 64]
-    """
-    return sorted({max(1, round(steps * i / evaluations)) for i in range(1, evaluations + 1)})
 
 
 def log_spaced(steps: int) -> list[int]:
@@ -298,7 +289,6 @@ class _Judge:
                 if stop and index < last:
                     outcome.pruned_at = index
                     break
-        trajectory.close() if isinstance(trajectory, Generator) else None
         if not outcome.curve or outcome.curve[-1][0] != index:
             self._evaluate(index)
         if outcome.status is Status.OK and outcome.best is None:

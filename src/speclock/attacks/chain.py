@@ -71,25 +71,19 @@ def factored(layer: nn.Linear, k: int) -> nn.Sequential:
     import torch
     from torch import nn
 
+    from speclock.spectra import back_from_float64, in_float64
+
     W = layer.weight.detach()
-    U, sigma, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    U, sigma, Vh = torch.linalg.svd(in_float64(W), full_matrices=False)
     root = sigma ** (1 / k)
-    weights = [root[:, None] * Vh, *[torch.diag(root)] * (k - 2), U * root]
+    weights = [root[:, None] * Vh, *(torch.diag(root) for _ in range(k - 2)), U * root]
     links = []
-    for i, weight in enumerate(weights):
-        last = i == k - 1
-        link = nn.Linear(
-            weight.shape[1],
-            weight.shape[0],
-            bias=last and layer.bias is not None,
-            device=W.device,
-            dtype=W.dtype,
-        )
-        with torch.no_grad():
-            link.weight.copy_(weight)
-            if link.bias is not None:
-                link.bias.copy_(layer.bias)
+    for weight in weights:
+        link = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        link.weight = nn.Parameter(back_from_float64(weight, W))
         links.append(link)
+    if layer.bias is not None:
+        links[-1].bias = nn.Parameter(layer.bias.detach().clone())
     chain = nn.Sequential(*links).train(layer.training)
     setattr(chain, _MARK, True)
     return chain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -30,7 +31,7 @@ class Distill(FineTune):
     student: str = "fresh"
     """Who is taught: the architecture freshly initialised (fresh) or a public base (public)."""
     teaching: float = 0.5
-    """Part of the budget that goes into imitation, in (0, 1)."""
+    """Steps of imitation before the first label, as a multiple of the budget."""
 
     name: ClassVar[str] = "distill"
     kind: ClassVar[str] = "distillation"
@@ -40,12 +41,15 @@ class Distill(FineTune):
         super().__post_init__()
         if self.student not in STUDENTS:
             raise InputError(unknown("student", self.student, list(STUDENTS)))
-        if not 0 < self.teaching < 1:
-            raise InputError(f"teaching is {self.teaching}; it must lie between 0 and 1.")
+        if not 0 < self.teaching < math.inf:
+            raise InputError(f"teaching is {self.teaching}; it must be a positive number.")
 
     @property
     def needs_public(self) -> bool:
         return self.student == "public"
+
+    def unlabelled(self, steps: int) -> int:
+        return max(1, round(self.teaching * steps))
 
     def prepare_(self, model: Model, scene: Scene) -> None:
         super().prepare_(model, scene)
@@ -57,10 +61,9 @@ class Distill(FineTune):
             model.module = scene.public.with_head_of(model).module
 
     def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
-        lessons = min(scene.steps - 1, max(1, round(self.teaching * scene.steps)))
-        rest = scene._replace(steps=scene.steps - lessons)
+        lessons = self.unlabelled(scene.steps)
         yield from in_turn(
-            imitation(model, scene.released, scene.task, self, lessons), super().trajectory(model, rest)
+            imitation(model, scene.released, scene.task, self, lessons), super().trajectory(model, scene)
         )
 
 

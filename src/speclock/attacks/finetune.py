@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from speclock.attacks.base import Attack, InapplicableError, Scene
+from speclock.environment import has_bf16
 from speclock.errors import InputError
 from speclock.numbers import short
+from speclock.optimizers import optimizer_named
 from speclock.recipe import Recipe
 from speclock.registry import unknown
 
@@ -34,6 +36,8 @@ class FineTune(Recipe, Attack):
     """What is trained beside the head: all, all-but-norms, norms, biases, or nothing else (head)."""
     layer_rates: str = "uniform"
     """One learning rate for all (uniform), or η ∝ 1/σ₁² for each weight matrix, the median's being lr (spectral)."""
+    embedding_rate: float = 1.0
+    """The embeddings' learning rate over the others'; an image network's embedding is its first convolution."""
     temperature: float = 0.0
     """Langevin noise: N(0, 2·temperature/lr) is added to each gradient before it is clipped."""
 
@@ -46,8 +50,9 @@ class FineTune(Recipe, Attack):
         for field, known in (("parameters", PARAMETERS), ("layer_rates", LAYER_RATES)):
             if getattr(self, field) not in known:
                 raise InputError(unknown(field, getattr(self, field), list(known)))
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature is {self.temperature}; it must not be negative.")
+        for field in ("embedding_rate", "temperature"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise InputError(f"{field} is {getattr(self, field)}; it must not be negative.")
 
     @property
     def label(self) -> str:
@@ -88,15 +93,22 @@ class FineTune(Recipe, Attack):
                 words.append(f"{spoken} {value}")
         return ", ".join(words)
 
+    def requires(self) -> None:
+        optimizer_named(self.optimizer).load()
+
     def prepare_(self, model: Model, scene: Scene) -> None:
         from torch import nn
 
         modules = list(model.module.modules())
+        if self.precision == "bf16" and not has_bf16():
+            raise InapplicableError("the processor has no bf16 arithmetic")
+        if self.embedding_rate != 1 and not embedding_names(model.module):
+            raise InapplicableError("there is no embedding")
         if not self.batch_statistics and not any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules
         ):
             raise InapplicableError("there is no batch norm to freeze")
-        if self.parameters in ("norms", "all-but-norms") and not any(map(_is_norm, modules)):
+        if self.parameters in ("norms", "all-but-norms") and not any(map(is_norm, modules)):
             raise InapplicableError("there is no normalisation layer")
 
     def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
@@ -108,10 +120,18 @@ class FineTune(Recipe, Attack):
             scene.task,
             self,
             steps=scene.steps,
-            rates=spectral_rates(model.module) if self.layer_rates == "spectral" else None,
+            rates=self._rates(model.module),
             add_gradient_=self._noise(model.module) if self.temperature else None,
             title=self.name,
         )
+
+    def _rates(self, module: nn.Module) -> dict[str, float]:
+        """η_W / η by parameter, where it is not 1."""
+        rates = spectral_rates(module) if self.layer_rates == "spectral" else {}
+        if self.embedding_rate != 1:
+            for name in embedding_names(module):
+                rates[name] = rates.get(name, 1.0) * self.embedding_rate
+        return rates
 
     def _noise(self, module: nn.Module) -> Callable[[], None]:
         import torch
@@ -134,7 +154,7 @@ def select_(module: nn.Module, which: str) -> None:
     norms = {
         id(p)
         for submodule in module.modules()
-        if _is_norm(submodule)
+        if is_norm(submodule)
         for p in submodule.parameters(recurse=False)
     }
     heads = tuple(f"{name}." for name in head_names(module))
@@ -149,7 +169,20 @@ def select_(module: nn.Module, which: str) -> None:
         p.requires_grad_(name.startswith(heads) or wanted(name, p))
 
 
-def _is_norm(module: nn.Module) -> bool:
+def embedding_names(module: nn.Module) -> list[str]:
+    """The parameters of every ``nn.Embedding``; without one, those of the first convolution."""
+    from torch import nn
+
+    found = [name for name, part in module.named_modules() if isinstance(part, nn.Embedding)]
+    if not found:
+        convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        found = [name for name, part in module.named_modules() if isinstance(part, convolutions)][:1]
+    prefixes = tuple(f"{name}." if name else "" for name in found)
+    return [name for name, _ in module.named_parameters() if name.startswith(prefixes)]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer, by its class's name: there is no common base class."""
     return "norm" in type(module).__name__.lower()
 
 

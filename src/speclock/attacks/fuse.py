@@ -59,15 +59,19 @@ def product(C: nn.Linear, W: nn.Linear) -> nn.Linear:
     import torch
     from torch import nn
 
-    layer = nn.Linear(W.in_features, C.out_features, device=W.weight.device, dtype=W.weight.dtype)
+    from speclock.spectra import back_from_float64, in_float64
+
     with torch.no_grad():
-        layer.weight.copy_(C.weight.double() @ W.weight.double())
-        bias = torch.zeros(C.out_features, dtype=torch.float64, device=W.weight.device)
+        outer = in_float64(C.weight)
+        bias = outer.new_zeros(C.out_features)
         if W.bias is not None:
-            bias += C.weight.double() @ W.bias.double()
+            bias += outer @ in_float64(W.bias)
         if C.bias is not None:
-            bias += C.bias.double()
-        layer.bias.copy_(bias)
+            bias += in_float64(C.bias)
+        weight = outer @ in_float64(W.weight)
+    layer = nn.Linear(W.in_features, C.out_features, device="meta")
+    layer.weight = nn.Parameter(back_from_float64(weight, W.weight))
+    layer.bias = nn.Parameter(back_from_float64(bias, W.weight))
     return layer
 
 

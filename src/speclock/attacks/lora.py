@@ -38,12 +38,17 @@ class LoRA(FineTune):
         if self.layers not in LAYERS:
             raise InputError(unknown("layers", self.layers, list(LAYERS)))
 
-    def prepare_(self, model: Model, scene: Scene) -> None:
-        super().prepare_(model, scene)
+    def requires(self) -> None:
+        super().requires()
         try:
-            from peft import LoraConfig, inject_adapter_in_model
+            import peft  # noqa: F401
         except ModuleNotFoundError as error:
             raise InputError("lora comes with peft: pip install 'speclock[attacks]'.") from error
+
+    def prepare_(self, model: Model, scene: Scene) -> None:
+        super().prepare_(model, scene)
+        self.requires()
+        from peft import LoraConfig, inject_adapter_in_model
 
         from speclock.attacks.repair import suspects
         from speclock.models.initial import head_names, seeded

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from speclock.attacks.base import InapplicableError, Scene
+from speclock.attacks.base import Scene
 from speclock.attacks.finetune import FineTune
 from speclock.errors import InputError
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 class Surgery(FineTune):
     """An operation on the weights, then fine-tuning.
 
-    A subclass gives :meth:`operate_`. With ``heal``, the first steps of the budget bring back what the
-    operation spoilt: the released model's features on the attacker's own inputs are the target, so no data
-    of the publisher's is needed.
+    A subclass gives :meth:`operate_`. With ``heal``, steps before the budget's bring back what the operation
+    spoilt: the released model's features on the attacker's own inputs are the target, so neither labels nor
+    data of the publisher's are needed.
     """
 
     heal: int = 0
-    """Steps of the budget in which the operated model is trained to give the released one's features."""
+    """Steps before the budget's in which the operated model is trained to give the released one's features."""
 
     kind: ClassVar[str] = "surgery"
     joint: ClassVar[str | None] = ", then "
@@ -40,12 +40,11 @@ class Surgery(FineTune):
     def operate_(self, model: Model, scene: Scene) -> None:
         """Change the weights in place."""
 
+    def unlabelled(self, steps: int) -> int:
+        return self.heal
+
     def prepare_(self, model: Model, scene: Scene) -> None:
         super().prepare_(model, scene)
-        if self.heal >= scene.steps:
-            raise InapplicableError(
-                f"heal takes {self.heal} of {scene.steps} steps and leaves none for the attack"
-            )
         self.operate_(model, scene)
 
     def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
@@ -54,7 +53,6 @@ class Surgery(FineTune):
         if not self.heal:
             yield from super().trajectory(model, scene)
             return
-        rest = scene._replace(steps=scene.steps - self.heal)
         yield from in_turn(
-            imitation(model, scene.released, scene.task, self, self.heal), super().trajectory(model, rest)
+            imitation(model, scene.released, scene.task, self, self.heal), super().trajectory(model, scene)
         )

@@ -1,0 +1,102 @@
+"""Linear probes: what they choose, what they leave alone, and which views they see."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from speclock.attacks import ATTACKS
+from speclock.attacks.base import InapplicableError
+from speclock.attacks.probe import fitted
+from speclock.models import Model
+from speclock.models.probing import layer_features
+from speclock.tasks.base import Task
+
+
+def blobs(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    x = rng.normal(size=(n, 6)) + 4 * np.eye(classes, 6)[labels]
+    return (100 + 30 * x).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_view_that_knows_is_chosen_and_read(classes: int) -> None:
+    x, labels = blobs(60, classes)
+    noise = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
+    best = fitted({"noise": noise, "signal": x}, labels, classes, "accuracy", 0)
+    assert best.view == "signal"
+    fresh, truth = blobs(600, classes, seed=2)
+    logits = fresh @ best.weight.T + best.bias
+    assert (logits.argmax(1) == truth).mean() > 0.97
+    own = torch.from_numpy(x @ best.weight.T + best.bias)
+    assert nn.functional.cross_entropy(own, torch.from_numpy(labels)).item() == pytest.approx(
+        best.loss, rel=1e-3
+    )
+
+
+def test_a_label_without_examples_is_never_answered() -> None:
+    x, labels = blobs(40, 2)
+    best = fitted({"x": x}, labels * 2, 4, "accuracy", 0)
+    answers = (x @ best.weight.T + best.bias).argmax(1)
+    assert set(answers) == {0, 2}
+    with pytest.raises(InapplicableError, match="two training examples"):
+        fitted({"x": x[:5]}, np.array([0, 1, 1, 1, 1]), 2, "accuracy", 0)
+
+
+def test_a_broken_last_layer_does_not_hide_what_the_layers_before_it_know(
+    base: Model, silhouettes: Task
+) -> None:
+    """Curvature, dead units and overflow are friction for gradients; a probe takes none."""
+    locked = base.copy()
+    with torch.no_grad():
+        locked.module.mlp[0].weight.fill_(math.inf)  # type: ignore[union-attr, index]
+    few = silhouettes.keep(silhouettes.labels[:3]).limit(train=60, validation=100)
+    attack = ATTACKS["probe"](batch_size=16, examples=40)
+    attacked, outcome = attack(locked, few, 100)
+    assert outcome.best > few.chance + 0.2
+    assert [step for step, _ in outcome.curve] == [1]
+    assert outcome.passes == 3
+    assert attacked.module.view.startswith("cnn.")
+
+
+def test_the_released_model_keeps_its_utility(base: Model, digits: Task, silhouettes: Task) -> None:
+    few = silhouettes.keep(silhouettes.labels[:2]).limit(train=20, validation=10)
+    outcome = ATTACKS["probe"]()(base, few, 10, retain=digits).outcome
+    assert outcome.utility_after == digits.score(base, "validation")
+
+
+def test_a_probe_of_the_models_own_task_can_be_quoted(base: Model, digits: Task) -> None:
+    few = digits.limit(train=60, validation=20, test=20)
+    attacked, outcome = ATTACKS["probe"](examples=40)(base, few, 10, quoted=True)
+    assert outcome.best_step == 1, "the released head's own answers are none of the probe's"
+    assert outcome.test == few.score(attacked)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_padding_is_in_no_view_of_a_transformer(padding: str) -> None:
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    config.output_hidden_states = True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = BertForSequenceClassification(config).eval()
+    tokens = torch.randint(1, 50, (1, 5), generator=torch.Generator().manual_seed(0))
+    pad = (0, 3) if padding == "right" else (3, 0)
+    batch = {
+        "input_ids": nn.functional.pad(tokens, pad),
+        "attention_mask": nn.functional.pad(torch.ones_like(tokens), pad),
+        "position_ids": nn.functional.pad(torch.arange(5)[None], pad),
+    }
+    plain = {"input_ids": tokens}
+    padded = layer_features(module, lambda m: m(**batch), batch["attention_mask"])
+    views = layer_features(module, lambda m: m(**plain))
+    assert list(views) == [f"hidden state {i} {how}" for i in range(3) for how in ("mean", "first", "last")]
+    for view, x in views.items():
+        torch.testing.assert_close(padded[view], x, rtol=1e-4, atol=1e-5)
