@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from speclock.errors import InputError
-from speclock.models.cnn_mlp import CnnMlp
 from speclock.models import Model, fingerprint
+from speclock.models.cnn_mlp import CnnMlp
 from speclock.optimizers import OPTIMIZERS, Needs
 from speclock.recipe import Recipe, TrainingRecipe
 from speclock.spectra import SpectralPenalty

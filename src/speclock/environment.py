@@ -7,22 +7,38 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_PACKAGES = ("speclock", "torch", "transformers", "accelerate", "optuna", "safetensors", "numpy", "scipy")
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = (
+    "speclock",
+    "torch",
+    "transformers",
+    "accelerate",
+    "scikit-learn",
+    "safetensors",
+    "numpy",
+    "scipy",
+)
+_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""Instruction sets with bf16 products, by their names in torch: two of x86, two of Arm."""
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this process, JSON-able."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions and hardware of this process, JSON-able; ``device`` is where the models were, if not where they would
+    be by default."""
     import psutil
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device is None:
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -45,6 +61,26 @@ def release_memory() -> None:
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
+
+
+def has_bf16() -> bool:
+    """Whether what trains here multiplies bf16 numbers in hardware: the accelerator where there is one, else the CPU.
+
+    Every processor can compute in bf16; one without the instructions widens each number and rounds it back, and
+    a training step takes ten times as long as in fp32 and more. What cannot be found out counts as absent.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.mps.is_available():
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    if capabilities := getattr(torch.cpu, "get_capabilities", None):
+        known = capabilities()
+        return any(known.get(name, False) for name in _BF16)
+    # An older torch answers two private questions about x86, and none about Arm.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 class Meter:

@@ -59,7 +59,7 @@ def test_a_killed_experiment_goes_on(
     ended_by: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one that ends on bad input which shows late."""
-    settings = {"multiples": (1.0, 2.0), "most_steps": 3, "seeds": 1}
+    settings = {"multiples": (1.0,), "most_steps": 3, "seeds": 1}
     monkeypatch.setitem(Figure2.scales, "smoke", settings)
     done = []
     carry_out = Figure2._rows_of
@@ -97,7 +97,7 @@ def test_iterations_grow_and_no_bound_is_broken(made: Path) -> None:
     for name in ARCHITECTURES:
         found = [r for r in rows if r["architecture"] == name]
         iterations = [r["measured"] for r in found if r["quantity"] == "iterations"]
-        assert iterations == sorted(iterations)
+        assert iterations[0] < iterations[1]
         ratios = [ratio for r in found if r["quantity"].startswith("σ_max") for ratio in r["seeds"]]
         assert min(ratios) >= 1
         assert max(ratios) < 100, "a bound that holds by a factor of a hundred explains nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import subprocess
 import sys
 
@@ -62,11 +63,30 @@ def test_a_small_fit_step_descends_the_criterion_within_the_group(n: int, seed: 
     assert criterion(dense(new_a, new_b)) <= criterion(Q) + 1e-12
 
 
-def steps_to_a_millionth(name: str, lr: float, limit: int) -> int:
-    """Steps on ½xᵀHx, κ = 1e4, dimension 100, until the loss is 1e-6 of the start; ``limit`` if never."""
+def quadratic() -> tuple[Tensor, Tensor]:
+    """Eigenvalues of ½xᵀHx in random order, κ = 10^3.5 and dimension 50, and where descent begins."""
     torch.manual_seed(0)
-    H = torch.logspace(0, -4, 100)[torch.randperm(100)]
-    x = torch.nn.Parameter(1 + 0.1 * torch.randn(100))
+    return torch.logspace(0, -3.5, 50)[torch.randperm(50)], 1 + 0.1 * torch.randn(50)
+
+
+def descents_best() -> int:
+    """Steps of gradient descent until the loss is 1e-6 of the start, at η = 2/(λ_max + λ_min).
+
+    In closed form, since a component of the error shrinks by |1 − ηλ| a step.
+    """
+    H, x = (t.double() for t in quadratic())
+    rate = 2 / (H.max() + H.min())
+
+    def there(steps: int) -> bool:
+        return bool((H * x**2 * (1 - rate * H) ** (2 * steps)).sum() < 1e-6 * (H * x**2).sum())
+
+    return bisect.bisect_left(range(20_000), True, key=there)
+
+
+def steps_to_a_millionth(name: str, lr: float, limit: int) -> int:
+    """The same by an optimizer; ``limit`` if it takes as many or more."""
+    H, start = quadratic()
+    x = torch.nn.Parameter(start)
     chosen = optimizer_named(name)
     optimizer = chosen.load()([x], lr=lr, **chosen.arguments)
 
@@ -76,20 +96,34 @@ def steps_to_a_millionth(name: str, lr: float, limit: int) -> int:
         loss.backward(create_graph=chosen.needs is Needs.GRAPH)
         return loss.item()
 
-    start = closure()
+    first = closure()
     for taken in range(limit):
-        if closure() < 1e-6 * start:
+        if closure() < 1e-6 * first:
             return taken
         optimizer.step(closure if chosen.needs is Needs.CLOSURE else None)
     return limit
 
 
+def test_descent_takes_what_its_closed_form_says() -> None:
+    """On as many steps as are quick: the loss after 200 of them."""
+    H, start = quadratic()
+    x = torch.nn.Parameter(start.double())
+    rate = float(2 / (H.double().max() + H.double().min()))
+    optimizer = optimizer_named("sgd").load()([x], lr=rate)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (0.5 * (H.double() * x * x).sum()).backward()
+        optimizer.step()
+    torch.testing.assert_close(x.detach(), start.double() * (1 - rate * H.double()) ** 200)
+
+
+# Descent takes 9,559 steps. Over four problems xmat took 129 to 134, kron 584 to 830, lbfgs 17 or 18: each is asked for
+# half the gain that it had at worst.
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
-@pytest.mark.parametrize(("name", "lr"), [("xmat", 0.3), ("kron", 0.3), ("lbfgs", 1.0)])
-def test_preconditioning_takes_a_tenth_of_descents_best(name: str, lr: float) -> None:
-    best_sgd = steps_to_a_millionth("sgd", 2 / (1 + 1e-4), 60_000)
-    assert 10_000 < best_sgd < 60_000
-    assert steps_to_a_millionth(name, lr, best_sgd // 10 + 1) <= best_sgd // 10
+@pytest.mark.parametrize(("name", "lr", "gain"), [("xmat", 0.3, 30), ("kron", 0.3, 5), ("lbfgs", 1.0, 200)])
+def test_preconditioning_takes_a_fraction_of_descents_best(name: str, lr: float, gain: int) -> None:
+    most = descents_best() // gain
+    assert steps_to_a_millionth(name, lr, most + 1) <= most
 
 
 def test_differences_estimate_the_gradient() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from speclock.audits.metrics import interval
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
@@ -124,3 +123,17 @@ def save_figure(experiment: Experiment, rows: list[Row], out: Path) -> None:
         figure = experiment.draw(rows)
         figure.savefig(out / f"{experiment.name}.svg", metadata={"Date": None})
         figure.savefig(out / f"{experiment.name}.png", dpi=200)
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t confidence interval of the mean; None for fewer than two values.
+
+    >>> interval([0.8, 0.9, 1.0])
+    (0.651..., 1.148...)
+    """
+    if len(values) < 2:
+        return None
+    from scipy.stats import sem, t
+
+    middle, half = fmean(values), float(sem(values) * t.ppf((1 + level) / 2, len(values) - 1))
+    return (middle - half, middle + half)

@@ -127,7 +127,7 @@ class Figure2(Experiment):
         "The largest singular value of the weights controls iterations and bounds curvature"
     )
     scales: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": {"multiples": (1.0, 2.0), "most_steps": 2_000},
+        "smoke": {"multiples": (1.0, 2.0), "lr": 1e-2, "most_steps": 400},
         "small": {"multiples": (1.0, 2.0, 3.0, 4.0), "most_steps": 20_000},
         "paper": {},
     }
