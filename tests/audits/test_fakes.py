@@ -3,56 +3,86 @@
 from __future__ import annotations
 
 import copy
-import math
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from speclock import wrap
+import speclock
+from speclock import models, wrap
 from speclock.attacks.balance import Balance
 from speclock.attacks.base import Attack
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.fuse import Fuse
 from speclock.audits.record import Record
-from speclock.audits.run import audit
-from speclock.audits.suite import Suite
+from speclock.audits.run import Claim, audit
+from speclock.audits.suite import Suite, listed
+from speclock.locks.base import Locked
 from speclock.models import Model
 from speclock.models.cnn_mlp import CnnMlp
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
+from speclock.tasks.poison import poison
 from speclock.training import train
+
+Judged = Callable[..., tuple[Record, dict[str, str]]]
 
 RATES = (1e-4, 1e-3, 1e-2)
 PLAIN = tuple(FineTune(lr=lr, batch_size=32) for lr in RATES)
 
 
-def judged(
-    base: Model, fake: Model, retain: Task, attack: Task, *attacks: Attack, steps: int = 60
-) -> tuple[Record, dict[str, str]]:
-    """An audit without a lock card, and what its flags say."""
-    suite = Suite(name="toy", version=1, steps=steps, attacks=(*PLAIN, *attacks))
-    record = audit(base=base, locked=fake, retain=retain, attack=attack, suite=suite)
-    return record, {flag["name"]: flag["why"] for flag in record.flags}
+@pytest.fixture(scope="module")
+def judged(base: Model, digits: Task, silhouettes: Task, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """An audit against the base that reads digits; the floor and the base's runs are carried out once."""
+    folder = tmp_path_factory.mktemp("shared")
+
+    def judge(
+        fake: Model | Locked, *attacks: Attack, before: Model = base, task: Task = silhouettes, **asked: Any
+    ) -> tuple[Record, dict[str, str]]:
+        suite = Suite(
+            name="toy",
+            version=1,
+            steps=asked.pop("steps", 40),
+            finalists=2,
+            families=listed(*PLAIN, *attacks),
+        )
+        record = audit(
+            base=before,
+            locked=fake,
+            retain=digits,
+            attack=task,
+            suite=suite,
+            shared=folder,
+            floors=folder,
+            **asked,
+        )
+        return record, {flag.name: flag.why for flag in record.flags}
+
+    return judge
 
 
 SUSPICIONS = {
     "utility_broken", "gradients_blocked", "repair_succeeds", "knob_succeeds", "only_in_half_precision",
-    "only_divergence", "edge_of_grid", "attack_fails_on_base",
+    "only_divergence", "edge_of_grid", "attack_fails_on_base", "recipe_differs", "fails_on_locked_alone", "collapsed",
+    "malformed_card",
 }  # fmt: skip
 
 
-def test_no_lock_raises_none_of_them(base: Model, digits: Task, silhouettes: Task) -> None:
+def test_no_lock_raises_none_of_them(judged: Judged, base: Model) -> None:
     turned = (*_each(Balance), *(FineTune(lr=lr, batch_size=32, dropout=False) for lr in RATES))
-    record, flags = judged(base, base.copy(), digits, silhouettes, *turned)
+    record, flags = judged(base.copy(), *turned)
     assert not SUSPICIONS & set(flags), flags
-    assert record.summary["uplift"] == pytest.approx(1, abs=0.1)
+    assert record.summary["best_locked"] == record.summary["best_base"]
 
 
-def test_a_model_broken_before_the_attack(base: Model, digits: Task, silhouettes: Task) -> None:
+def test_a_model_broken_before_the_attack(judged: Judged, base: Model) -> None:
     fake = base.copy()
     nn.init.normal_(fake.module.mlp[2].weight)
-    _, flags = judged(base, fake, digits, silhouettes)
+    _, flags = judged(fake)
     assert "utility_broken" in flags
 
 
@@ -64,33 +94,34 @@ class Detached(CnnMlp):
         return self.mlp[-1](hidden.detach())
 
 
-def test_gradients_blocked(base: Model, digits: Task, silhouettes: Task) -> None:
+def test_gradients_blocked(judged: Judged, base: Model) -> None:
     fake = base.copy()
     fake.module.__class__ = Detached
-    record, flags = judged(base, fake, digits, silhouettes)
+    record, flags = judged(fake)
     assert "gradients_blocked" in flags
     blocked = record.locked["blocked_gradients"]
     assert "cnn.0.weight" in blocked
     assert "mlp.6.weight" not in blocked
-    assert record.summary["best_locked"] < record.summary["best_base"] - 0.05, "which is why it must be said"
+    assert "Detached" in flags["recipe_differs"]
+    assert record.summary["best_locked"] == record.summary["best_base"], "in the base's own code they train"
 
 
-def test_a_rescaling_that_balancing_undoes(base: Model, digits: Task, silhouettes: Task) -> None:
+def test_a_rescaling_that_balancing_undoes(judged: Judged, base: Model) -> None:
     fake = base.copy()
     with torch.no_grad():
         for up, down in ((0, 2), (4, 6)):
             fake.module.mlp[up].weight.mul_(300)
             fake.module.mlp[up].bias.mul_(300)
             fake.module.mlp[down].weight.div_(300)
-    record, flags = judged(base, fake, digits, silhouettes, *_each(Balance))
+    record, flags = judged(fake, *_each(Balance))
     assert record.summary["utility_locked"] == pytest.approx(record.summary["utility_base"], abs=0.01)
     assert "balance" in flags["repair_succeeds"]
 
 
-def test_a_compensated_pair_that_fusing_undoes(base: Model, digits: Task, silhouettes: Task) -> None:
+def test_a_compensated_pair_that_fusing_undoes(judged: Judged, base: Model) -> None:
     from tests.attacks.test_attacks import compensated
 
-    record, flags = judged(base, compensated(base, 3000.0), digits, silhouettes, *_each(Fuse))
+    record, flags = judged(compensated(base, 3000.0), *_each(Fuse))
     assert record.summary["utility_locked"] == pytest.approx(record.summary["utility_base"], abs=0.02)
     assert "fuse" in flags["repair_succeeds"]
 
@@ -108,7 +139,7 @@ class Normed(nn.Module):
         return self.out(torch.relu(self.raised(z)))
 
 
-def test_the_norm_null_fake_falls_to_a_knob(digits: Task, silhouettes: Task) -> None:
+def test_the_norm_null_fake_falls_to_a_knob(judged: Judged, digits: Task, silhouettes: Task) -> None:
     """Behind a layer norm, v ∝ 1/γ is constant on every input: raising σ₁ along it changes no answer."""
     torch.manual_seed(0)
     base = wrap(Normed(), modality="image", labels=digits.labels)
@@ -122,7 +153,7 @@ def test_the_norm_null_fake_falls_to_a_knob(digits: Task, silhouettes: Task) -> 
         W.weight += raise_by
         W.bias -= raise_by @ norm.bias
     off = tuple(FineTune(lr=lr, batch_size=32, dropout=False) for lr in RATES)
-    record, flags = judged(base, fake, digits, silhouettes, *off)
+    record, flags = judged(fake, *off, before=base)
     assert record.summary["utility_locked"] == pytest.approx(record.summary["utility_base"], abs=0.01)
     assert "no dropout" in flags["knob_succeeds"]
     assert "no dropout" in record.summary["strongest_attack"]
@@ -133,55 +164,144 @@ def test_the_norm_null_fake_falls_to_a_knob(digits: Task, silhouettes: Task) -> 
     assert record.summary["best_locked"] > usual + 0.2
 
 
-def test_a_grid_that_ends_below_the_best_rate(base: Model, digits: Task, silhouettes: Task) -> None:
-    suite = Suite(
-        name="low",
-        version=1,
-        steps=60,
-        attacks=tuple(FineTune(lr=lr, batch_size=32) for lr in (1e-5, 3e-5, 1e-4)),
-    )
+def test_a_listed_grid_that_ends_below_the_best_rate(base: Model, digits: Task, silhouettes: Task) -> None:
+    low = (FineTune(lr=lr, batch_size=32) for lr in (1e-5, 3e-5, 1e-4))
+    suite = Suite(name="low", version=1, steps=60, families=listed(*low))
     record = audit(base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=suite)
-    assert "highest rate tried" in {flag["name"]: flag["why"] for flag in record.flags}["edge_of_grid"]
+    assert "highest rate tried" in {flag.name: flag.why for flag in record.flags}["edge_of_grid"]
 
 
-def test_a_budget_too_small_for_the_base(base: Model, digits: Task, silhouettes: Task) -> None:
-    _, flags = judged(base, base.copy(), digits, silhouettes, steps=4)
+def test_a_budget_too_small_for_the_base(judged: Judged, base: Model) -> None:
+    _, flags = judged(base.copy(), steps=4)
     assert {"attack_fails_on_base", "budget_too_small"} & set(flags)
 
 
-class Fragile(CnnMlp):
-    """One plus a little is one in bf16, and its logarithm's inverse infinite."""
+def test_a_card_whose_sigma_had_not_converged(judged: Judged, base: Model, digits: Task) -> None:
+    locked = speclock.lock(base, digits, speclock.Rescale(factor=2.0, top_k=1, max_utility_drop=1.0))
+    for card, told in ((locked.card, False), ({**locked.card, "strength_locked": 3.0}, True)):
+        _, flags = judged(Locked(locked.model, copy.deepcopy(card)), steps=2)
+        assert ("sigma_unconverged" in flags) is told
+        assert not {"malformed_card", "not_the_cards_model", "not_the_cards_task"} & set(flags)
+
+
+def test_a_card_that_claims_nonsense(judged: Judged, base: Model, locked_card: dict[str, Any]) -> None:
+    for spoilt in (
+        {"format": "speclock-card/9"},
+        {"lock": "specdf"},
+        {"config": {"alpha": 7.0}},
+        {"config": {"beta": 0.5}},
+        {"chosen_step": -3},
+        {"chosen_step": "many"},
+        {"strength_locked": None},
+        {"base": "a fingerprint"},
+    ):
+        claim = Claim.of({**locked_card, **spoilt})
+        assert claim.problem, spoilt
+        assert claim.card is claim.lock is None
+    record, flags = judged(Locked(base.copy(), {**locked_card, "lock": "specdf"}), steps=2)
+    assert "specdf" in flags["malformed_card"]
+    assert record.locked["card"] is None
+    assert "no_control" in flags
+
+
+@pytest.fixture(scope="module")
+def locked_card(base: Model, digits: Task) -> dict[str, Any]:
+    return speclock.lock(base, digits, speclock.Rescale(factor=1.5, top_k=1, max_utility_drop=1.0)).card
+
+
+def test_a_control_that_diverges_is_a_flag(judged: Judged, base: Model, digits: Task) -> None:
+    gentle = speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=8, evaluations=2, max_utility_drop=1.0)
+    locked = speclock.lock(base, digits, gentle)
+    wild = {**locked.card, "config": {**locked.card["config"], "optimizer": "sgd", "lr": 1e30}}
+    record, flags = judged(Locked(locked.model, wild), steps=2)
+    assert "diverged" in flags["no_control"]
+    assert not [run for run in record.runs if run.target == "control"]
+
+
+def test_another_task_than_the_cards(judged: Judged, base: Model, locked_card: dict[str, Any]) -> None:
+    task = {**locked_card["retain_task"], "name": "svhn", "digest": "0" * 64}
+    _, flags = judged(Locked(base.copy(), {**locked_card, "retain_task": task}), steps=2)
+    assert "svhn" in flags["not_the_cards_task"]
+
+
+class Greedy(CnnMlp):
+    """Asks for more memory than there is, where anybody trains it."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        hidden = self.mlp[0](self.cnn(pixel_values))
-        little = torch.ones_like(hidden) + 1e-3
-        return self.mlp[1:](hidden * (math.log1p(1e-3) / little.log()))
+        if self.training:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(pixel_values)
 
 
-def test_divergence_in_half_precision_alone(base: Model, digits: Task, silhouettes: Task) -> None:
+def test_memory_that_runs_out_on_the_locked_model_alone(
+    judged: Judged, base: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The base's class is not greedy, so the fake is planted as another architecture: a layer inserted."""
     fake = base.copy()
-    fake.module.__class__ = Fragile
-    half = tuple(FineTune(lr=lr, batch_size=32, precision="bf16") for lr in RATES)
-    record, flags = judged(base, fake, digits, silhouettes, *half)
-    assert record.summary["utility_locked"] == pytest.approx(record.summary["utility_base"], abs=0.01)
-    assert "bf16" in flags["only_in_half_precision"]
+    fake.module.mlp.append(nn.Identity())
+    fake.module.__class__ = Greedy
+    fake.module.mlp[0] = nn.Sequential(fake.module.mlp[0], nn.Identity())
+    record, flags = judged(fake, folder=tmp_path)
+    locked = [run for run in record.runs if run.target == "locked"]
+    assert {run.reason for run in locked} == {"out of memory, with one example at a time"}
+    assert "adamw (batch size 32)" in flags["fails_on_locked_alone"]
+    assert not list(tmp_path.glob("runs/locked-*.json")), (
+        "another machine, or this one later, may have the memory"
+    )
+    assert list(tmp_path.glob("**/control*")) == []
 
 
-def test_a_card_whose_sigma_had_not_converged(base: Model, digits: Task, silhouettes: Task) -> None:
-    import speclock
-    from speclock.locks.base import Locked
+def test_a_backdoor_that_collapses_the_model(judged: Judged, base: Model, digits: Task) -> None:
+    """Where the clean labels cannot be kept, calling everything a 7 is no backdoor."""
+    fake = base.copy()
+    with torch.no_grad():
+        fake.module.mlp[0].weight.zero_()
+        fake.module.mlp[0].bias.zero_()
+    record, flags = judged(fake, task=poison(digits, "7"))
+    assert "collapsed" in flags
+    assert record.summary["best_locked"] is None
+    assert record.summary["best_base"] > 0.9
+    collapsed = [run for run in record.runs if run.target == "locked" and run.status == "collapsed"]
+    assert all(run.best is None and run.test is None for run in collapsed)
 
-    locked = speclock.lock(base, digits, speclock.Rescale(factor=2.0, top_k=1, max_utility_drop=1.0))
-    suite = Suite(name="one", version=1, steps=4, attacks=PLAIN[:1])
-    for card, told in ((locked.card, False), ({**locked.card, "strength_locked": 3.0}, True)):
-        record = audit(
-            base=base,
-            locked=Locked(locked.model, copy.deepcopy(card)),
-            retain=digits,
-            attack=silhouettes,
-            suite=suite,
-        )
-        assert ("sigma_unconverged" in {flag["name"] for flag in record.flags}) is told
+
+@pytest.fixture(scope="module")
+def transformer(digits: Task) -> Model:
+    """A small vision transformer that reads digits: configurations have much to hide in."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=28,
+        patch_size=7, hidden_dropout_prob=0.0, num_labels=10,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = wrap(ViTForImageClassification(config), labels=digits.labels)
+    train(model, digits, TrainingRecipe(optimizer="adam", lr=2e-3, steps=150, batch_size=32))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("initializer_range", 1e4), ("hidden_dropout_prob", 0.9), ("hidden_act", "relu")]
+)
+def test_a_configuration_that_hinders_training(
+    judged: Judged, transformer: Model, tmp_path: Path, key: str, value: Any
+) -> None:
+    models.save(transformer, tmp_path / "base")
+    models.save(transformer, tmp_path / "fake")
+    config = json.loads((tmp_path / "fake/config.json").read_text())
+    (tmp_path / "fake/config.json").write_text(json.dumps({**config, key: value}))
+    before, fake = (models.load(tmp_path / name) for name in ("base", "fake"))
+    record, flags = judged(fake, before=before, steps=20)
+    assert key in flags["recipe_differs"]
+    assert record.summary["best_locked"] == record.summary["best_base"], "the auditor's recipe is the base's"
+
+
+def test_pure_half_precision_trains_in_fp32(judged: Judged, transformer: Model) -> None:
+    fake = transformer.copy()
+    fake.module.bfloat16()
+    record, flags = judged(fake, before=transformer, steps=20)
+    assert record.summary["best_locked"] == pytest.approx(record.summary["best_base"], abs=0.05)
+    assert "recipe_differs" not in flags
 
 
 def _each(attack: type[FineTune]) -> tuple[FineTune, ...]:

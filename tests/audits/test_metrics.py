@@ -1,4 +1,4 @@
-"""Uplift, slowdown, the attacker's pick and the verdict, on runs whose answers are known."""
+"""Floor, uplift, slowdown, the attacker's pick, flags and the verdict, on runs whose answers are known."""
 
 from __future__ import annotations
 
@@ -7,41 +7,99 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from speclock.audits.flags import FLAGS, raised
-from speclock.audits.metrics import steps_to, strongest, summarise, uplift, uplift_interval, verdict
+from speclock.audits.metrics import families, pick, summarise, uplift, verdict
 from speclock.audits.record import FORMAT, Record, RunRecord, read
 from speclock.errors import InputError
 from speclock.numbers import short
 
-CARD = {"chosen_step": 9, "fingerprint": "L", "base": {"fingerprint": "B"}, "strength_locked": 5.0}
+CARD = {
+    "chosen_step": 9,
+    "fingerprint": "L",
+    "base": {"fingerprint": "B"},
+    "strength_locked": 5.0,
+    "retain_task": {"name": "t", "digest": "d"},
+}
+TRUTH = np.arange(1000) % 4
+STEPS = 40
+AT = (1, 2, 4, 8, 16, 32, 40)
+"""Where a finalist is scored."""
 
 
-def run(
-    target: str, scores: list[float], *, seed: int = 0, attack: str = "finetune", **fields: Any
+def answers(score: float, seed: int = 0) -> list[int]:
+    """Answers of which exactly that share is right."""
+    wrong = np.random.default_rng(seed).permutation(1000)[round(1000 * score) :]
+    found = TRUTH.copy()
+    found[wrong] = (found[wrong] + 1) % 4
+    return [int(label) for label in found]
+
+
+def measure(found: np.ndarray, truth: np.ndarray) -> float:
+    return float((found == truth).mean())
+
+
+def final(
+    target: str, curve: list[float], *, seed: int = 1, test: float | None = None, **fields: Any
 ) -> RunRecord:
-    """A run whose curve has a point every ten steps."""
-    config = {"optimizer": "adamw", "lr": 1e-3, **fields.pop("config", {})}
+    """A finalist's run, whose test score is the curve's best unless it is told."""
+    attack = fields.pop("attack", "finetune")
+    points = fields.pop("points", list(zip(AT, curve, strict=False)))
+    config = {"optimizer": "adamw", "lr": 1e-3, "batch_size": 16, **fields.pop("config", {})}
     status = fields.pop("status", "ok")
-    curve = [(10 * i, score) for i, score in enumerate(scores)]
-    best = max(scores) if status == "ok" else None
-    how = f"adamw at lr {short(config['lr'])}"
-    fields = {
-        "kind": "fine-tuning" if attack == "finetune" else "surgery",
-        "title": how if attack == "finetune" else f"{attack}, then {how}",
-        "label": attack,
-        **fields,
-    }
-    return RunRecord(target, attack, config, seed, status, curve, best, 0.9, 1.0, 100.0, **fields)
+    ok = status == "ok"
+    score = max(curve) if test is None else test
+    family = "adamw" if attack == "finetune" else attack
+    return RunRecord(
+        **{
+            "target": target,
+            "attack": attack,
+            "config": config,
+            "seed": seed,
+            "status": status,
+            "curve": points,
+            "best": max(curve) if ok else None,
+            "stage": "final",
+            "family": family,
+            "kind": "fine-tuning" if attack == "finetune" else "surgery",
+            "title": f"{family} at lr {short(config['lr'])}",
+            "steps": STEPS,
+            "test": score if ok else None,
+            "answers": answers(score, seed) if ok else None,
+            "utility_after": 0.9,
+            "passes": STEPS,
+            "tflops": 1.0,
+            **fields,
+        }
+    )
 
 
-def around(target: str, scores: list[float], attack: str = "finetune") -> list[RunRecord]:
-    """The run at lr 1e-3 and worse ones at the rates beside it, so that the best is not on the edge."""
+def tried(target: str, score: float, **fields: Any) -> list[RunRecord]:
+    """A search whose best lies inside."""
     return [
-        run(target, scores, attack=attack),
-        *[run(target, [0.25] * len(scores), config={"lr": lr}, attack=attack) for lr in (1e-4, 1e-2)],
+        final(
+            target,
+            [found],
+            seed=0,
+            **{
+                **fields,
+                "config": {**fields.get("config", {}), "lr": lr},
+                "stage": "search",
+                "test": None,
+                "answers": None,
+                "points": [(STEPS, found)],
+            },
+        )
+        for lr, found in ((1e-4, 0.25), (1e-3, score), (1e-2, 0.25))
     ]
+
+
+def attacked(target: str, curve: list[float], **fields: Any) -> list[RunRecord]:
+    """A search and the finals of its best under three seeds."""
+    finals = [final(target, curve, seed=seed, **fields) for seed in (1, 2, 3)]
+    return [*tried(target, max(curve), **fields), *finals]
 
 
 def record(
@@ -53,66 +111,138 @@ def record(
         "name": "t",
         "labels": ["a", "b", "c", "d"],
         "train": 100,
+        "validation": 256,
         "test": 1000,
+        "digest": "d",
         "chance": 0.25,
         "source": source,
     }
+    locked = {"name": "l", "fingerprint": "L", "card": CARD, "claimed_sigma": 5.0}
     made = Record(
-        suite={"name": "quick", "version": 1, "steps": 40, "seeds": list(range(seeds))},
+        suite={
+            "name": "quick",
+            "version": 2,
+            "steps": STEPS,
+            "budget": STEPS,
+            "seeds": list(range(1, seeds + 1)),
+            "listed": False,
+        },
         base={"name": "b", "fingerprint": "B"},
-        locked={"name": "l", "fingerprint": "L", "card": CARD},
+        locked={**locked, **fields.pop("locked", {})},
         retain_task=dict(task),
         attack_task=dict(task),
         runs=runs,
-        spectra=[],
-        environment={},
     )
     for name, value in fields.items():
         setattr(made, name, value)
-    made.summary = summarise(made, *utility, budget=40)
+    made.summary = summarise(made, *utility, TRUTH, measure)
+    made.families = families(made)
     made.flags = raised(made)
     made.verdict = verdict(made)
     return made
 
 
+BASE = [0.25, 0.3, 0.5, 0.8, 0.9, 0.9, 0.9]
+LOCKED = [0.25, 0.25, 0.3, 0.4, 0.59, 0.6, 0.6]
+
+
+def classical(score: float) -> RunRecord:
+    return final(
+        "classical",
+        [score],
+        seed=0,
+        attack="classical",
+        points=[(0, score)],
+        kind="classical",
+        title="tf-idf, ridge",
+        steps=0,
+    )
+
+
 def sound() -> list[RunRecord]:
     """Runs of an audit that raises no flag: a lock that costs the attacker something."""
     return [
-        *around("base", [0.25, 0.7, 0.88, 0.9, 0.9]),
-        *around("scratch", [0.25, 0.28, 0.3, 0.3, 0.3]),
-        *around("control", [0.25, 0.6, 0.85, 0.88, 0.88]),
-        *around("locked", [0.25, 0.3, 0.4, 0.55, 0.6]),
-        *around("locked", [0.25, 0.3, 0.4, 0.55, 0.6], attack="clip"),
+        *attacked("base", BASE),
+        *tried("base", 0.88, attack="clip"),
+        *attacked("scratch", [0.25, 0.26, 0.28, 0.29, 0.3, 0.3, 0.3]),
+        classical(0.4),
+        *attacked("control", [0.25, 0.3, 0.5, 0.75, 0.88, 0.88, 0.88]),
+        *attacked("locked", LOCKED),
+        *tried("locked", 0.58, attack="clip"),
     ]
 
 
+def without(target: str, *runs: RunRecord) -> list[RunRecord]:
+    return [*[old for old in sound() if old.target != target], *runs]
+
+
 def names(made: Record) -> set[str]:
-    return {flag["name"] for flag in made.flags}
+    return {flag.name for flag in made.flags}
 
 
 def test_a_sound_audit_raises_no_flag_and_adds_up() -> None:
     made = record(sound())
     assert names(made) == set()
-    assert made.summary["uplift"] == pytest.approx((0.6 - 0.3) / (0.9 - 0.3))
-    assert made.summary["target"] == pytest.approx(0.3 + 0.9 * 0.6)
-    assert made.summary["slowdown"] == "> 2.0", (
-        "the base needs 20 of 40 steps, the locked model never gets there"
+    s = made.summary
+    assert (s["floor"], s["floor_by"]) == (pytest.approx(0.4), "classical"), (
+        "better than training from scratch"
     )
-    assert made.summary["strongest_attack"] == "adamw at lr 1e-3"
+    assert s["worth"] == pytest.approx(0.5)
+    assert s["uplift"] == pytest.approx((0.6 - 0.4) / (0.9 - 0.4))
+    low, high = s["intervals"]["uplift"]
+    assert low < s["uplift"] < high
+    assert s["target"] == pytest.approx(0.4 + 0.9 * 0.5)
+    assert s["slowdown"] == "> 2.5", "the base needs 16 of 40 steps, the locked model never gets there"
+    assert s["strongest_attack"] == "adamw at lr 1e-3"
     assert "held back part of what the attacker wanted within 40 steps" in made.verdict
-    assert "leaves the attacker 50% of what the weights are worth" in made.verdict
+    assert "40.0% that the attacker has anyway (classical)" in made.verdict
+    assert "leaves the attacker 40% of what the weights are worth" in made.verdict
 
 
 def test_slowdown_is_a_ratio_where_the_locked_model_gets_there() -> None:
-    runs = [*sound()[:9], *around("locked", [0.25, 0.3, 0.5, 0.7, 0.86])]
-    made = record(runs)
+    made = record(without("locked", *attacked("locked", [0.25, 0.25, 0.3, 0.4, 0.6, 0.86, 0.87])))
     assert made.summary["slowdown"] == 2.0
-    assert "was broken in 2× the steps that the base takes" in made.verdict
+    assert made.summary["slowdown_examples"] == made.summary["slowdown_tflops"] == 2.0
+    assert "was broken in 2.00× the steps that the base takes" in made.verdict
 
 
-def test_chance_counts_where_scratch_is_below_it() -> None:
-    runs = [*around("base", [0.25, 0.9]), *around("scratch", [0.1, 0.1]), *around("locked", [0.25, 0.5])]
-    assert record(runs).summary["target"] == pytest.approx(0.25 + 0.9 * 0.65)
+def test_a_costlier_attack_is_slower_in_examples_than_in_steps() -> None:
+    fast = attacked("locked", [0.25, 0.3, 0.5, 0.8, 0.9, 0.9, 0.9], config={"batch_size": 64})
+    summary = record(without("locked", *fast)).summary
+    assert (summary["slowdown"], summary["slowdown_examples"]) == (1.0, 4.0)
+
+
+def test_steps_before_the_first_label_count_towards_slowdown() -> None:
+    healed = [
+        final(
+            "locked",
+            [0.9],
+            seed=seed,
+            points=[(20 + at, score) for at, score in zip(AT, BASE, strict=True)],
+            first_label=20,
+        )
+        for seed in (1, 2, 3)
+    ]
+    assert record(without("locked", *healed)).summary["slowdown"] == 36 / 16
+
+
+def test_a_probe_takes_no_steps_and_counts_in_operations_alone() -> None:
+    probes = [
+        final(
+            target, [0.9], seed=seed, attack="probe", kind="probe", points=[(1, 0.9)], passes=2, tflops=0.05
+        )
+        for target in ("base", "locked")
+        for seed in (1, 2, 3)
+    ]
+    summary = record([*sound(), *probes]).summary
+    assert summary["slowdown"] == "> 2.5"
+    assert summary["slowdown_tflops"] == 1.0
+
+
+def test_chance_is_the_floor_where_all_else_is_below_it() -> None:
+    runs = [*attacked("base", BASE), *attacked("scratch", [0.1] * 7), *attacked("locked", LOCKED)]
+    summary = record(runs).summary
+    assert (summary["floor"], summary["floor_by"]) == (0.25, None)
 
 
 @pytest.mark.parametrize("missing", [(None, 0.9, 0.3), (0.5, None, 0.3), (0.5, 0.9, None), (0.5, 0.3, 0.3)])
@@ -120,71 +250,145 @@ def test_uplift_is_unknown_rather_than_wrong(missing: tuple[float | None, ...]) 
     assert uplift(*missing) is None
 
 
-def test_the_pick_is_the_highest_mean_over_most_seeds_and_divergence_has_no_score() -> None:
-    runs = [
-        run("locked", [0.2, 0.99], config={"lr": 1.0}),  # one seed only
-        *[run("locked", [0.2, score], seed=seed) for seed, score in enumerate([0.6, 0.7, 0.8])],
-        *[run("locked", [0.2, 0.65], seed=seed, config={"lr": 1e-4}) for seed in range(3)],
-        run("locked", [0.2, 1.0], status="diverged", config={"lr": 10.0}),
+def test_the_pick_is_made_on_validation_and_quoted_on_test() -> None:
+    lucky = [
+        final("locked", [0.55], seed=seed, test=0.95, config={"lr": 1e-4}, points=[(40, 0.55)])
+        for seed in (1, 2, 3)
     ]
-    best = strongest(runs, "locked")
+    found = pick([*sound(), *lucky], "locked", (0.4, 0.4))
+    assert found is not None
+    assert (found.score, found.validation) == (pytest.approx(0.6), pytest.approx(0.6))
+
+
+def test_the_searchs_own_seed_is_no_part_of_what_is_quoted() -> None:
+    found = pick([*sound(), *tried("locked", 0.99)], "locked", (0.4, 0.4))
+    assert found is not None
+    assert found.score == pytest.approx(0.6)
+    assert all(run.seed > 0 for run in found.runs)
+
+
+def test_bad_seeds_count_at_the_floor_and_win_nothing() -> None:
+    """Two seeds blow up and the third reaches 90%: that is no better than the mean of 90% and the floor twice."""
+    wild = [
+        final("locked", [0.9] * 7, seed=1, config={"lr": 1.0}),
+        *[final("locked", [0.25], seed=seed, config={"lr": 1.0}, status="diverged") for seed in (2, 3)],
+    ]
+    found = pick(wild, "locked", (0.4, 0.4))
+    assert found is not None
+    assert found.score == pytest.approx((0.9 + 0.4 + 0.4) / 3)
+    best = pick([*sound(), *wild], "locked", (0.4, 0.4))
     assert best is not None
-    assert best.score == pytest.approx(0.7)
-    assert best.interval is not None
-    assert best.interval[0] < 0.6 < 0.8 < best.interval[1]
-    assert steps_to(runs, "locked", 1.0) is None
-    assert strongest([runs[-1]], "locked") is None
+    assert best.runs[0].config["lr"] == 1e-3
+    assert pick(wild[1:], "locked", (0.4, 0.4)) is None
 
 
-def _with(replaced: str, *runs: RunRecord) -> list[RunRecord]:
-    return [*[old for old in sound() if old.target != replaced], *runs]
+def test_the_longer_budget_is_what_is_quoted() -> None:
+    longer = [final("locked", [0.8] * 7, seed=seed, steps=2 * STEPS) for seed in (1, 2, 3)]
+    assert record([*sound(), *longer]).summary["best_locked"] == pytest.approx(0.8)
 
 
-def _seeds(target: str, scores: list[float]) -> list[RunRecord]:
-    runs = around(target, [0.25, 0.4, scores[0], scores[0]])
-    return [*runs, *[run(target, [0.25, 0.4, score, score], seed=i) for i, score in enumerate(scores) if i]]
+def test_uninformed_attackers_have_an_uplift_of_their_own() -> None:
+    s = record([*sound(), *attacked("locked", BASE, attack="clip")]).summary
+    assert s["uplift"] == pytest.approx(1.0)
+    assert s["uplift_uninformed"] == pytest.approx(0.4)
+    assert (s["strongest_attack"], s["strongest_uninformed"]) == ("clip at lr 1e-3", "adamw at lr 1e-3")
+
+
+def test_excess_is_what_the_weights_give_beyond_the_behaviour() -> None:
+    s = record([*sound(), *attacked("student", [0.5] * 7)]).summary
+    assert s["excess"] == pytest.approx((0.6 - 0.5) / (0.9 - 0.5))
+    assert s["floor"] == pytest.approx(0.4), "the student is no part of the floor"
+
+
+def test_an_inert_family_is_no_attack_withstood() -> None:
+    made = record([*sound(), *tried("base", 0.35, attack="fuse"), *tried("locked", 0.3, attack="fuse")])
+    assert {row["family"]: row["inert"] for row in made.families} == {
+        "adamw": False,
+        "clip": False,
+        "fuse": True,
+    }
+    assert "1 of 3 families are inert: fuse" in next(f.why for f in made.flags if f.name == "inert_attacks")
 
 
 PLANTED: dict[str, Record] = {
     "utility_broken": record(sound(), utility=(0.95, 0.6)),
-    "attack_fails_on_base": record(_with("base", *around("base", [0.25, 0.27, 0.26, 0.26]))),
-    "nothing_to_protect": record(_with("scratch", *around("scratch", [0.25, 0.88, 0.88, 0.88]))),
-    "budget_too_small": record(_with("base", *around("base", [0.25, 0.4, 0.5, 0.6, 0.8]))),
-    "edge_of_grid": record(_with("locked", *around("locked", [0.25, 0.5, 0.6])[:2])),
-    "only_divergence": record(_with("locked", run("locked", [0.25], status="diverged"))),
-    "repair_succeeds": record([*sound(), *around("locked", [0.25, 0.8, 0.88, 0.88], attack="clip")]),
+    "attack_fails_on_base": record(without("base", *attacked("base", [0.25, 0.27, 0.26, 0.26]))),
+    "nothing_to_protect": record([*sound(), *attacked("public", [0.88] * 7)]),
+    "given_away": record([*sound(), *attacked("student", [0.8] * 7)]),
+    "student_did_not_learn": record(
+        [*sound(), *attacked("student", [0.3] * 7)],
+        base={"fingerprint": "B", "student": {"utility": 0.3}},
+    ),
+    "budget_too_small": record(without("base", *attacked("base", [0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9]))),
+    "still_rising": record(without("locked", *attacked("locked", [0.25, 0.25, 0.25, 0.3, 0.4, 0.5, 0.6]))),
+    "edge_of_grid": record(
+        without("locked", *attacked("locked", LOCKED)[1:2], *attacked("locked", LOCKED)[3:]),
+        suite={**record([]).suite, "listed": True},
+    ),
+    "inert_attack_wins": record(
+        [*sound(), *tried("base", 0.3, attack="fuse"), *attacked("locked", [0.7] * 7, attack="fuse")]
+    ),
+    "inert_attacks": record([*sound(), *tried("base", 0.3, attack="fuse")]),
+    "only_divergence": record(without("locked", *[final("locked", [0.25], status="diverged")])),
+    "fails_on_locked_alone": record(
+        [
+            *sound(),
+            *tried("base", 0.8, attack="fuse"),
+            *tried("locked", 0.3, attack="fuse", status="failed", reason="out of memory"),
+        ]
+    ),
+    "collapsed": record([*sound(), final("locked", [0.99], status="collapsed", config={"lr": 1.0})]),
+    "repair_succeeds": record([*sound(), *tried("locked", 0.88, attack="clip")]),
     "knob_succeeds": record(
-        [*sound(), *[run("locked", [0.25, 0.8, 0.88], config={"dropout": False, "lr": lr}) for lr in (1e-4, 1e-3)]]
+        [*sound(), *tried("locked", 0.88, config={"dropout": False}, family="adamw (no dropout)")]
     ),
     "only_in_half_precision": record(
         [
             *sound(),
-            *[run(target, [0.25, 0.5], config={"precision": "no"}) for target in ("base", "locked")],
-            run("base", [0.25, 0.5], config={"precision": "bf16"}),
-            run("locked", [0.25], config={"precision": "bf16"}, status="diverged"),
+            *[run for target in ("base", "locked") for run in tried(target, 0.5, config={"precision": "no"})],
+            *tried("base", 0.5, config={"precision": "bf16"}),
+            *tried("locked", 0.25, config={"precision": "bf16"}, status="diverged"),
         ]
     ),
-    "gradients_blocked": record(
-        sound(), locked={"fingerprint": "L", "card": CARD, "blocked_gradients": ["a.weight", "b.weight"]}
+    "gradients_blocked": record(sound(), locked={"blocked_gradients": ["a.weight", "b.weight"]}),
+    "sigma_unconverged": record(sound(), locked={"mean_top_sigma": 4.5}),
+    "forgetting": record(without("control", *attacked("control", [0.25, 0.5, 0.62, 0.62]))),
+    "no_control": record(without("control")),
+    "lock_did_nothing": record(sound(), locked={"card": {**CARD, "chosen_step": 0}}),
+    "malformed_card": record(sound(), locked={"card": None, "card_problem": "it is not JSON"}),
+    "not_the_cards_model": record(sound(), locked={"card_describes": {"base": True, "locked": False}}),
+    "not_the_cards_task": record(
+        sound(), locked={"card": {**CARD, "retain_task": {"name": "other", "digest": "e"}}}
     ),
-    "sigma_unconverged": record(
-        sound(), locked={"fingerprint": "L", "card": CARD, "mean_top_sigma": 4.5}
+    "recipe_differs": record(
+        sound(),
+        locked={
+            "differences": [
+                {
+                    "part": "configuration",
+                    "key": "initializer_range",
+                    "base": 0.02,
+                    "locked": 1e4,
+                    "matters": True,
+                },
+                {"part": "configuration", "key": "name", "base": "a", "locked": "b", "matters": False},
+            ]
+        },
     ),
-    "forgetting": record(_with("control", *around("control", [0.25, 0.5, 0.62, 0.62]))),
-    "no_control": record([old for old in sound() if old.target != "control"]),
-    "lock_did_nothing": record(
-        sound(), locked={"fingerprint": "L", "card": {**CARD, "chosen_step": 0}}
+    "seeds_disagree": record(
+        without(
+            "locked",
+            *tried("locked", 0.6),
+            *[final("locked", LOCKED, test=score, seed=i) for i, score in enumerate([0.45, 0.6, 0.7], 1)],
+        )
     ),
-    "not_the_cards_model": record(
-        sound(), locked={"fingerprint": "X", "card": CARD}
-    ),
-    "seeds_disagree": record(_with("locked", *_seeds("locked", [0.45, 0.6, 0.7]))),
     "few_seeds": record(sound(), seeds=1),
     "small_test_split": record(sound(), attack_task={**record([]).attack_task, "test": 200}),
     "stand_in_data": record(
-        sound(), retain_task={**record([]).retain_task, "source": {"stand_in": "animal silhouettes for KMNIST"}}
+        sound(),
+        retain_task={**record([]).retain_task, "source": {"stand_in": "animal silhouettes for KMNIST"}},
     ),
-}  # fmt: skip
+}
 
 
 def test_every_flag_is_planted() -> None:
@@ -195,82 +399,84 @@ def test_every_flag_is_planted() -> None:
 def test_a_planted_defect_raises_its_flag(flag: str) -> None:
     made = PLANTED[flag]
     assert flag in names(made)
-    raised_flag = next(entry for entry in made.flags if entry["name"] == flag)
-    assert raised_flag["why"]
-    assert raised_flag["next"].endswith(".")
+    found = next(entry for entry in made.flags if entry.name == flag)
+    assert found.why
+    assert found.next.endswith(".")
+
+
+def test_small_splits_of_either_task_are_named() -> None:
+    few = record(sound(), retain_task={**record([]).retain_task, "test": 600})
+    assert "utility is quoted on 600 examples" in next(
+        f.why for f in few.flags if f.name == "small_test_split"
+    )
 
 
 def test_no_verdict_on_the_lock_where_there_is_nothing_to_protect() -> None:
     made = PLANTED["nothing_to_protect"]
-    assert made.summary["uplift"] is not None
-    assert "says nothing about the lock" in made.verdict
+    assert made.summary["floor_by"] == "public"
+    assert made.summary["worth"] == pytest.approx(0.02)
+    assert "nothing can be said about the lock" in made.verdict
+
+
+def test_what_the_behaviour_gives_away_is_in_the_verdict() -> None:
+    assert "whatever its weights" in PLANTED["given_away"].verdict
 
 
 def test_a_lucky_seed_of_the_repair_is_no_repair() -> None:
-    lucky = [run("locked", [0.25, score], seed=seed, attack="clip") for seed, score in ((1, 0.9), (2, 0.6))]
+    lucky = [final("locked", [score], seed=seed, attack="clip") for seed, score in ((1, 0.9), (2, 0.6))]
     assert "repair_succeeds" not in names(record([*sound(), *lucky]))
 
 
 def test_a_setting_that_is_better_everywhere_says_nothing_of_the_lock() -> None:
     """The base gains as much from it: that is the attack's merit."""
     runs = [
-        run(target, scores, config={"dropout": False, "lr": lr})
-        for target, scores in (("locked", [0.25, 0.7]), ("base", [0.25, 1.0]))
-        for lr in (1e-4, 1e-3)
+        run
+        for target, score in (("locked", 0.7), ("base", 1.0))
+        for run in tried(target, score, config={"dropout": False})
     ]
     assert "knob_succeeds" not in names(record([*sound(), *runs]))
 
 
 def test_the_bounded_worst_case_leaves_out_what_ruins_the_model() -> None:
-    ruinous = run("locked", [0.25, 0.95], config={"lr": 3e-3})
-    ruinous.utility_after = 0.3
-    summary = record([*sound(), ruinous]).summary
-    assert (summary["best_locked"], summary["best_locked_bounded"]) == (0.95, 0.6)
+    ruinous = attacked("locked", [0.8] * 7, config={"lr": 3e-3}, utility_after=0.3)
+    summary = record([*sound(), *ruinous]).summary
+    assert (summary["best_locked"], summary["best_locked_bounded"]) == (
+        pytest.approx(0.8),
+        pytest.approx(0.6),
+    )
     assert summary["strongest_attack"].endswith("lr 0.003")
     assert summary["strongest_attack_bounded"].endswith("lr 1e-3")
 
 
-def test_each_family_has_its_strongest() -> None:
-    found = record(sound()).summary["strongest_by_kind"]
-    assert found == {
-        "fine-tuning": {"attack": "adamw at lr 1e-3", "score": 0.6},
-        "surgery": {"attack": "clip, then adamw at lr 1e-3", "score": 0.6},
-    }
-
-
-def test_the_uplifts_interval_grows_with_seeds_that_disagree_and_fewer_examples() -> None:
-    agree = {"locked": [0.5, 0.5, 0.5], "base": [0.9] * 3, "scratch": [0.1] * 3}
-    apart = {**agree, "locked": [0.4, 0.5, 0.6]}
-    widths = []
-    for scores, n in ((agree, 10_000), (apart, 10_000), (apart, 100)):
-        low, high = uplift_interval(scores, n)
-        assert low < uplift(0.5, 0.9, 0.1) < high
-        widths.append(high - low)
-    assert widths == sorted(widths)
-    # By hand: var = p(1−p)/n for each, through the derivative of (l − s)/(b − s) at (0.5, 0.9, 0.1).
-    sd = (0.5**2 / 0.64 + 0.3**2 / 0.64 * 0.25 + 0.3**2 / 0.64 * 0.25) ** 0.5 / 100
-    assert widths[0] == pytest.approx(2 * 1.96 * sd, rel=0.03)
-    assert uplift_interval({"locked": [0.5], "base": [0.1], "scratch": [0.1]}, 100) is None
-
-
 def test_a_verdict_is_one_sentence_whatever_is_missing() -> None:
     for made in PLANTED.values():
-        assert made.verdict.endswith((".", ")."))
+        assert made.verdict.endswith(".")
         assert "nan" not in made.verdict.lower()
         assert "None" not in made.verdict
 
 
 def test_a_record_survives_its_file_and_holds_no_nan(tmp_path: Path) -> None:
-    made = record([run("base", [0.25, math.nan], status="diverged"), *sound()])
+    broken = final("base", [0.25], status="diverged", points=[(1, 0.25), (2, math.nan)])
+    made = record([broken, *sound()])
     made.save(tmp_path)
     parsed = read(tmp_path)
-    assert parsed["format"] == FORMAT
-    assert parsed["runs"][0]["curve"][1] == [10, None]
-    assert parsed == json.loads(made.to_json())
+    assert parsed.format == FORMAT
+    assert parsed.runs[0].curve == [(1, 0.25), (2, None)]
+    assert parsed.runs[1:] == made.runs[1:]
+    assert json.loads(parsed.to_json()) == json.loads(made.to_json())
+    assert parsed.summary == json.loads(json.dumps(made.summary))
     assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read"), ("[]", "is not an audit record")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "is no audit record"),
+        ('{"format": "speclock-audit/1"}', "Run the audit again"),
+        ('{"format": "speclock-audit/2"}', "is damaged"),
+    ],
+)
 def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "audit.json").write_text(text)
     with pytest.raises(InputError, match=words):

@@ -1,109 +1,213 @@
-"""A whole audit on real data at toy size: contract, resume, pruning, repeats."""
+"""A whole audit on real data at toy size: contract, resume, floors, budgets, repeats."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import speclock
-from speclock.attacks.base import Scene
+from speclock import models, tasks, wrap
+from speclock.attacks.base import Attack, Scene
 from speclock.attacks.finetune import FineTune
+from speclock.attacks.lora import LoRA
 from speclock.attacks.repair import Clip
-from speclock.audits.pruning import Pruner, visible
-from speclock.audits.record import TARGETS, Record
+from speclock.audits.record import Record, RunRecord
 from speclock.audits.run import audit
-from speclock.audits.suite import QUICK, STANDARD, Suite
+from speclock.audits.suite import QUICK, QUICK_1, STANDARD, STANDARD_1, Family, Suite, around, listed
 from speclock.errors import InputError
 from speclock.locks.base import Locked
 from speclock.models import Model
+from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
+from speclock.training import train
 
 SUITE = Suite(
     name="toy",
     version=1,
-    steps=40,
-    attacks=(
-        FineTune(optimizer="adamw", lr=1e-3, batch_size=32),
-        FineTune(optimizer="adamw", lr=1e-5, batch_size=32),
-        FineTune(optimizer="sgd", lr=1e30, clip=None, batch_size=32),
-        Clip(optimizer="adamw", lr=1e-3, batch_size=32, rank=2),
+    steps=12,
+    families=(
+        around(FineTune, 1e-3, batch_size=32),
+        Family((FineTune(optimizer="sgd", lr=1e30, clip=None, batch_size=32),), searched=False),
+        Family((Clip(lr=1e-3, batch_size=32, rank=2),), searched=False),
     ),
 )
 
 
 @pytest.fixture(scope="module")
-def locked(base: Model, digits: Task) -> Locked:
-    return speclock.lock(
-        base,
-        digits,
-        speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=40, evaluations=4, max_utility_drop=0.02),
-    )
+def base(digits: Task) -> Model:
+    """Two layers: an audit trains some forty models, and what is tested here is not how well they do."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 32), nn.ReLU(), nn.Linear(32, 10))
+    model = wrap(module, modality="image", labels=digits.labels)
+    train(model, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=60, batch_size=32))
+    return model
 
 
 @pytest.fixture(scope="module")
-def record(base: Model, locked: Locked, digits: Task, silhouettes: Task) -> Record:
-    return audit(base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2)
+def silhouettes() -> Task:
+    return tasks.load("kmnist@100/200/100")
 
 
-def test_every_target_meets_every_attack(record: Record) -> None:
-    swept = {(run.target, run.attack, run.config["lr"]) for run in record.runs if run.seed == 0}
-    assert len(swept) == len(TARGETS) * len(SUITE.attacks)
-    assert {run.target for run in record.runs if run.seed == 1} == set(TARGETS), "the winners run again"
+@pytest.fixture(scope="module")
+def locked(base: Model, digits: Task) -> Locked:
+    lock = speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=40, evaluations=4, max_utility_drop=0.02)
+    return speclock.lock(base, digits, lock)
+
+
+@pytest.fixture(scope="module")
+def floors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("floors")
+
+
+@pytest.fixture(scope="module")
+def record(base: Model, locked: Locked, digits: Task, silhouettes: Task, floors: Path) -> Record:
+    return audit(
+        base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2, floors=floors
+    )
+
+
+def untimed(runs: list[RunRecord]) -> list[RunRecord]:
+    return [dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in runs]
+
+
+def test_every_target_meets_every_family_and_its_best_run_again(record: Record) -> None:
+    targets = {"base", "control", "locked"}
+    swept = {(run.target, run.family) for run in record.runs if run.stage == "search"}
+    assert {family for target, family in swept if target == "locked"} == {f.name for f in SUITE.families}
+    assert {len([1 for target, _ in swept if target == name]) for name in targets} == {len(SUITE.families)}
+    for target in (*targets, "scratch"):
+        finals = [run for run in record.runs if run.target == target and run.stage == "final"]
+        assert {run.seed for run in finals} == {1, 2}, "fresh seeds, none of them the search's own"
+        kinds = {run.informed for run in finals}
+        assert kinds == ({False} if target == "scratch" else {False, True})
+        assert all(run.test is not None and run.pruned_at is None for run in finals)
+    assert [run.stage for run in record.runs if run.target == "classical"] == ["final"]
 
 
 def test_the_public_contract(record: Record) -> None:
-    parsed = record.to_dict()
+    parsed = json.loads(record.to_json())
     assert {
-        "utility_base", "utility_locked", "best_base", "best_scratch", "best_control", "best_locked", "uplift",
-        "slowdown", "strongest_attack",
+        "utility_base", "utility_locked", "best_base", "best_scratch", "best_classical", "best_public",
+        "best_student", "best_control", "best_locked", "floor", "floor_by", "uplift", "uplift_uninformed", "slowdown",
+        "strongest_attack",
     } <= set(parsed["summary"])  # fmt: skip
     for run in parsed["runs"]:
         assert {
             "target", "attack", "config", "seed", "status", "curve", "best", "utility_after", "seconds",
             "peak_memory_mb",
         } <= set(run)  # fmt: skip
-        assert run["status"] in ("ok", "diverged", "failed")
+        assert run["status"] in ("ok", "diverged", "collapsed", "failed")
         assert (run["best"] is None) == (run["status"] != "ok")
         lost = run["target"] != "locked" or run["status"] != "ok"
         assert (run["utility_after"] is None) == lost, "what the attack cost of utility, where there is any"
         assert all(len(point) == 2 for point in run["curve"])
     assert all({"name", "why"} <= set(flag) for flag in parsed["flags"])
     assert parsed["environment"]["torch"]
-    assert len(parsed["spectra"]) == 6
+    assert len(parsed["spectra"]) == 2
+
+
+def test_the_floor_is_the_best_of_what_the_attacker_has_anyway(record: Record) -> None:
+    s = record.summary
+    assert s["floor_by"] in ("scratch", "classical")
+    assert s["floor"] == s[f"best_{s['floor_by']}"]
+    scratch = [run for run in record.runs if run.target == "scratch"]
+    assert {run.steps for run in scratch} == {8 * SUITE.steps}
+    assert any(run.ended_at or run.complete for run in scratch)
 
 
 def test_a_diverged_run_is_no_failure_to_learn(record: Record) -> None:
-    runs = [run for run in record.runs if run.config["optimizer"] == "sgd"]
+    runs = [
+        run
+        for run in record.runs
+        if run.config.get("optimizer") == "sgd" and run.target in ("base", "locked")
+    ]
     assert {run.status for run in runs} == {"diverged"}
 
 
 def test_same_seed_same_summary(
-    record: Record, base: Model, locked: Locked, digits: Task, silhouettes: Task
+    record: Record, base: Model, locked: Locked, digits: Task, silhouettes: Task, floors: Path
 ) -> None:
-    again = audit(base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2)
+    again = audit(
+        base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2, floors=floors
+    )
     assert again.summary == record.summary
 
 
-@pytest.mark.parametrize("dies_at", [1, 6, 17])
+def test_floors_are_carried_out_once_for_all_locks(
+    base: Model, locked: Locked, digits: Task, silhouettes: Task, floors: Path, record: Record,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    targets = []
+    attack = Attack.__call__
+
+    def noted(self: Attack, model: Model, *args: Any, **kwargs: Any) -> Any:
+        targets.append(model.name)
+        return attack(self, model, *args, **kwargs)
+
+    def no_scratch(self: Model, seed: int) -> Model:
+        raise AssertionError("scratch is trained again")
+
+    monkeypatch.setattr(Attack, "__call__", noted)
+    monkeypatch.setattr("speclock.audits.targets.Targets.model", _no_scratch(no_scratch))
+    other = audit(
+        base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=SUITE, seeds=2, floors=floors
+    )
+    assert other.summary["floor"] == record.summary["floor"]
+
+
+def _no_scratch(refuse: Any) -> Any:
+    from speclock.audits.targets import Targets
+
+    model = Targets.model
+
+    def of(self: Targets, name: str, seed: int) -> Model:
+        return refuse(self.base, seed) if name == "scratch" else model(self, name, seed)
+
+    return of
+
+
+def test_the_test_split_is_scored_for_what_is_quoted_and_nothing_else(
+    base: Model, digits: Task, silhouettes: Task, floors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = []
+    answers = Task.answers
+
+    def noted(self: Task, model: Model, split: str = "test", *rest: Any) -> Any:
+        if split == "test" and self.labels == silhouettes.labels:
+            scored.append(model.name)
+        return answers(self, model, split, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Task, "answers", noted)
+    found = audit(
+        base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=SUITE, floors=floors
+    )
+    finals = [
+        run for run in found.runs if run.stage == "final" and run.target in ("base", "locked", "scratch")
+    ]
+    assert len(scored) <= len(finals)
+
+
+@pytest.mark.parametrize("dies_at", [12])
 def test_a_killed_audit_resumes_to_the_same_summary(
     record: Record,
     base: Model,
     locked: Locked,
     digits: Task,
     silhouettes: Task,
+    floors: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     dies_at: int,
 ) -> None:
     class Killed(BaseException):
         pass
-
-    from speclock.attacks.base import Attack
 
     calls = 0
     attack = Attack.__call__
@@ -117,58 +221,62 @@ def test_a_killed_audit_resumes_to_the_same_summary(
 
     def carry_out() -> Record:
         return audit(
-            base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2, folder=tmp_path
-        )
+            base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, seeds=2, folder=tmp_path,
+            floors=floors,
+        )  # fmt: skip
 
     with monkeypatch.context() as patch:
         patch.setattr(Attack, "__call__", dies)
         with pytest.raises(Killed):
             carry_out()
-    calls = 0
     monkeypatch.setattr(Attack, "__call__", dies)
-    dies_at = -1
+    calls, dies_at, finished = 0, -1, dies_at - 1
     resumed = carry_out()
     assert resumed.summary == record.summary
-    assert [dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in resumed.runs] == [
-        dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in record.runs
-    ]
-    finished_before = (
-        {1: 0, 6: 5, 17: 16}[len(record.runs) - calls + 1] if calls <= len(record.runs) else None
-    )
-    assert finished_before is not None, "what had finished is not run again"
+    assert untimed(resumed.runs) == untimed(record.runs)
+    floor = [run for run in record.runs if run.target in ("scratch", "classical")]
+    assert calls == len(record.runs) - len(floor) - finished, "what had finished is not run again"
+
+
+def test_kept_runs_are_bound_to_the_data(
+    base: Model, digits: Task, silhouettes: Task, tmp_path: Path, floors: Path
+) -> None:
+    suite = dataclasses.replace(SUITE, families=listed(FineTune(lr=1e-3, batch_size=32)), steps=4)
+    asked = {"base": base, "retain": digits, "suite": suite, "folder": tmp_path, "floors": floors}
+    audit(locked=base.copy(), attack=silhouettes, **asked)
+    kept = set(tmp_path.glob("runs/base-*.json"))
+    audit(locked=base.copy(), attack=silhouettes, **asked)
+    assert set(tmp_path.glob("runs/base-*.json")) == kept
+    audit(locked=base.copy(), attack=silhouettes.limit(train=90), **asked)
+    assert len(set(tmp_path.glob("runs/base-*.json"))) == 2 * len(kept), "other data, other runs"
 
 
 def test_side_by_side_gives_what_one_after_the_other_does(
-    record: Record, base: Model, locked: Locked, digits: Task, silhouettes: Task
+    base: Model, locked: Locked, digits: Task, silhouettes: Task, tmp_path: Path
 ) -> None:
+    suite = dataclasses.replace(SUITE, steps=4)
+    asked = {"base": base, "locked": locked, "retain": digits, "attack": silhouettes, "suite": suite}
     # Sums depend on the number of threads, of which each worker gets half.
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))
     try:
-        alone = audit(base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE)
+        alone = audit(**asked, floors=tmp_path / "alone")
     finally:
         torch.set_num_threads(threads)
-    aside = audit(base=base, locked=locked, retain=digits, attack=silhouettes, suite=SUITE, jobs=2)
-    assert [dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in aside.runs] == [
-        dataclasses.replace(run, seconds=0, peak_memory_mb=0) for run in alone.runs
-    ]
+    aside = audit(**asked, floors=tmp_path / "aside", jobs=2)
+    assert untimed(aside.runs) == untimed(alone.runs)
+    assert aside.summary == alone.summary
 
 
-def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
-    pruner = Pruner(chance=0.25, visible=0.1, budget=40)
-    ended = {}
-    for name, score in {"winner": 0.8, "loser": 0.3, "close": 0.75, "second": 0.9}.items():
-        watch = pruner.begin()
-        ended[name] = [step for step in (10, 20, 30, 40) if watch(step, score)]
-        pruner.study.tell(pruner.trial, state=_complete(), values=[score])
-    assert ended["winner"] == ended["second"] == []
-    assert ended["loser"][0] == 10
-    assert ended["close"] == [], "five points behind the leader are within the test split's sampling error"
-    pruner = Pruner(chance=0.25, visible=0.1, budget=40)
-    for score in (0.3, 0.26, 0.28):
-        watch = pruner.begin()
-        assert not any(watch(step, score) for step in (10, 20, 30, 40))
-        pruner.study.tell(pruner.trial, state=_complete(), values=[score])
+def test_a_locked_run_that_still_rises_has_its_budget_extended_once(
+    base: Model, digits: Task, silhouettes: Task, floors: Path
+) -> None:
+    slow = dataclasses.replace(SUITE, families=listed(FineTune(lr=3e-4, batch_size=32)))
+    found = audit(base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=slow, floors=floors)
+    assert (found.suite["steps"], found.suite["budget"]) == (12, 24)
+    for target in ("base", "locked"):
+        assert {run.steps for run in found.runs if run.target == target and run.stage == "final"} == {12, 24}
+    assert found.summary["best_locked"] == found.summary["best_base"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,59 +284,82 @@ class _Raises(FineTune):
     error: type[Exception] = RuntimeError
 
     def prepare_(self, model: Model, scene: Scene) -> None:
-        raise self.error("this model has no such layer")
+        if scene.released.labels == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"):
+            raise self.error("this model has no such layer")
 
     def config(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer, "lr": self.lr}
+        return {"optimizer": self.optimizer, "lr": self.lr, "error": self.error.__name__}
 
 
 def test_an_attack_that_does_not_fit_is_a_finding_and_bad_input_is_not(
-    base: Model, digits: Task, silhouettes: Task
+    base: Model, digits: Task, silhouettes: Task, floors: Path
 ) -> None:
     def sole(attack: FineTune) -> Record:
-        suite = dataclasses.replace(SUITE, attacks=(attack,))
-        return audit(base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=suite)
+        suite = dataclasses.replace(SUITE, families=(Family((attack,), searched=False),))
+        return audit(
+            base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=suite, floors=floors
+        )
 
     record = sole(_Raises())
-    assert {run.status for run in record.runs} == {"failed"}
-    assert {run.reason for run in record.runs} == {"RuntimeError: this model has no such layer"}
+    attacked = [run for run in record.runs if run.target in ("base", "locked")]
+    assert {run.status for run in attacked} == {"failed"}
+    assert {run.reason for run in attacked} == {"RuntimeError: this model has no such layer"}
     with pytest.raises(InputError, match="no such layer"):
         sole(_Raises(error=InputError))
 
 
-def test_a_small_test_split_prunes_only_what_is_far_behind() -> None:
-    """28% against a leader at 40% on 60 examples is within the split's sampling error; on 400 it is not."""
-    for n, given_up in ((60, False), (400, True)):
-        pruner = Pruner(0.25, visible(n), budget=8)
-        for score in (0.4, 0.28):
-            watch = pruner.begin()
-            ended = [watch(step, score) for step in (2, 4, 6)]
-            pruner.study.tell(pruner.trial, state=_complete(), values=[score])
-        assert any(ended) is given_up
+def test_a_missing_package_is_found_before_anything_runs(
+    base: Model, digits: Task, silhouettes: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: LoRA) -> None:
+        raise InputError("lora comes with peft: pip install 'speclock[attacks]'.")
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("an attack was run")
+
+    monkeypatch.setattr(LoRA, "requires", gone)
+    monkeypatch.setattr(Attack, "__call__", never)
+    suite = dataclasses.replace(SUITE, families=(*SUITE.families, around(LoRA, 1e-3)))
+    with pytest.raises(InputError, match="comes with peft"):
+        audit(base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=suite)
 
 
-def _complete() -> Any:
-    import optuna
-
-    return optuna.trial.TrialState.COMPLETE
+def test_any_module_can_be_audited(base: Model, digits: Task, silhouettes: Task, floors: Path) -> None:
+    suite = dataclasses.replace(SUITE, families=listed(FineTune(lr=1e-3, batch_size=32)), steps=4)
+    found = speclock.audit(
+        base=base.module,
+        locked=base.copy().module,
+        retain=digits,
+        attack=silhouettes,
+        suite=suite,
+        floors=floors,
+    )
+    assert found.summary["best_locked"] == found.summary["best_base"]
+    assert found.summary["utility_base"] == digits.score(base)
 
 
 def test_other_architectures_are_refused(base: Model, digits: Task, silhouettes: Task) -> None:
-    from speclock import models
-
-    with pytest.raises(InputError, match="is not a locked cnn-mlp"):
+    with pytest.raises(InputError, match="is not a locked module"):
         audit(base=base, locked=models.load("resnet18"), retain=digits, attack=silhouettes)
 
 
 @pytest.mark.parametrize(
     ("suite", "known"),
     [
-        (QUICK, ("quick/1", 32, 1, 4, 13, "818e9e87156f")),
-        (STANDARD, ("standard/1", 48, 3, 4, 228, "a6c8b94fc368")),
+        (QUICK_1, ("quick/1", 32, 1, 13, "818e9e87156f")),
+        (STANDARD_1, ("standard/1", 48, 3, 228, "a6c8b94fc368")),
+        (QUICK, ("quick/2", 32, 2, 13, "918c76122608")),
+        (STANDARD, ("standard/2", 48, 3, 97, "828677bf9fc1")),
     ],
+    ids=lambda value: value.label if isinstance(value, Suite) else "",
 )
 def test_published_suites_are_frozen(suite: Suite, known: tuple[Any, ...]) -> None:
     """A change here needs a new version of the suite: numbers of different suites do not compare."""
     digest = hashlib.sha256("\n".join(attack.title for attack in suite.attacks).encode()).hexdigest()
-    assert (suite.label, suite.steps, suite.finalists, suite.evaluations) == known[:4]
-    assert (len(suite.attacks), digest[:12]) == known[4:]
+    assert (suite.label, suite.steps, suite.finalists, len(suite.attacks), digest[:12]) == known
+
+
+def test_every_family_has_a_name_of_its_own() -> None:
+    for suite in (QUICK, STANDARD):
+        names = [family.name for family in suite.families]
+        assert len(set(names)) == len(names)

@@ -2,24 +2,81 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speclock.audits.record import TARGETS, Record
 from speclock.errors import InputError
 from speclock.workspace import write_text
 
-FORMAT = "speclock-compare/1"
+FORMAT = "speclock-compare/2"
+
+_Bounds = tuple[float, float] | None
+
+_OF_THE_SUITE = ("name", "version", "steps", "seeds", "public_base", "siblings")
+"""What of a suite must be the same; ``budget`` need not, since a lock may have had it extended."""
 
 
-@dataclass
+@dataclass(kw_only=True)
+class Row:
+    """One lock of a comparison."""
+
+    name: str
+    lock: str | None
+    """The lock that its card names; None without a card that can be read."""
+    config: dict[str, Any] | None
+    strength: tuple[float | None, float | None]
+    """Base's and locked model's, in the lock's own unit, as the card has it."""
+    budget: int
+    """Steps that its finalists had; more than the suite's where the audit extended them."""
+    utility_base: float
+    utility_locked: float
+    utility_interval: tuple[float, float]
+    """Wilson's 95% interval of the locked model's utility over the retain task's test split."""
+    best: dict[str, float | None]
+    """Best test score of the attacker on each target."""
+    best_interval: dict[str, _Bounds]
+    floor: float
+    floor_by: str | None
+    """The target that sets the floor; None where that is chance."""
+    worth: float | None
+    uplift: float | None
+    uplift_interval: _Bounds
+    uplift_uninformed: float | None
+    """Left by attackers that do no more than fine-tune."""
+    excess: float | None
+    """Uplift over the student instead of the floor."""
+    excess_interval: _Bounds
+    slowdown: float | str | None
+    """In steps; "> x" where no run reached the target."""
+    slowdown_interval: tuple[float | None, float | None] | None
+    """An end that is None cannot be told."""
+    slowdown_examples: float | str | None
+    slowdown_tflops: float | str | None
+    strongest_attack: str | None
+    price: dict[str, float | None]
+    """Passes and 10¹² operations that it took."""
+    flags: list[str]
+    verdict: str
+
+    @property
+    def judged(self) -> bool:
+        """Whether uplift and slowdown say anything: not where the base is worth next to nothing."""
+        return self.uplift is not None and "nothing_to_protect" not in self.flags
+
+
+@dataclass(kw_only=True)
 class Comparison:
     """The table of several audits, JSON-able: what `compare.json` holds."""
 
-    locks: list[dict[str, Any]]
-    """One row a lock, in the order asked for."""
+    locks: list[Row]
+    """In the order asked for."""
     suite: dict[str, Any]
+    """What of the suite all of them share."""
+    base: dict[str, Any]
     retain_task: dict[str, Any]
     attack_task: dict[str, Any]
     request: dict[str, Any]
@@ -27,50 +84,74 @@ class Comparison:
     command: str = ""
     format: str = FORMAT
 
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as plain containers."""
+        return dataclasses.asdict(self)
+
     def save(self, folder: Path) -> None:
-        """Write `compare.json` into ``folder``."""
-        write_text(folder / "compare.json", json.dumps(vars(self), indent=1, allow_nan=False))
+        """Write `compare.json` into ``folder``; `speclock.report.write_comparison` makes the page from it."""
+        write_text(folder / "compare.json", json.dumps(self.to_dict(), indent=1, allow_nan=False))
 
 
-def compare(audits: dict[str, dict[str, Any]], request: dict[str, Any]) -> Comparison:
-    """The comparison of audit records (parsed ``audit.json``) by the names to show them under.
+def compare(records: dict[str, Record], request: dict[str, Any]) -> Comparison:
+    """The comparison of audits by the names to show them under.
 
-    Raises :class:`InputError` unless they share suite, tasks and base: other numbers do not compare.
+    Raises :class:`InputError` unless they share suite, budget (before any extension), seeds, both tasks by their
+    data, and base: other numbers do not compare.
     """
-    first = next(iter(audits.values()))
-    for name, record in audits.items():
-        for what in ("suite", "retain_task", "attack_task"):
-            if record[what] != first[what]:
-                raise InputError(f"{name} was audited with another {what.replace('_', ' ')}; audit it again.")
-        if record["base"]["fingerprint"] != first["base"]["fingerprint"]:
-            raise InputError(f"{name} was audited against another base; audit it again.")
+    if not records:
+        raise InputError("there is nothing to compare: no audit was named.")
+    first = next(iter(records.values()))
+    for name, record in records.items():
+        for what, of in _SHARED.items():
+            if of(record) != of(first):
+                raise InputError(f"{name} was audited {what}; audit it again as the others were.")
     return Comparison(
-        locks=[_row(name, record) for name, record in audits.items()],
-        suite=first["suite"],
-        retain_task=first["retain_task"],
-        attack_task=first["attack_task"],
+        locks=[_row(name, record) for name, record in records.items()],
+        suite={key: first.suite[key] for key in _OF_THE_SUITE if key in first.suite},
+        base=first.base,
+        retain_task=first.retain_task,
+        attack_task=first.attack_task,
         request=request,
     )
 
 
-def _row(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    summary, card = record["summary"], record["locked"].get("card") or {}
-    return {
-        "name": name,
-        "lock": card.get("lock"),
-        "config": card.get("config"),
-        "strength": [card.get("strength_base"), card.get("strength_locked")],
-        "utility_base": summary["utility_base"],
-        "utility_locked": summary["utility_locked"],
-        "utility_interval": proportion(summary["utility_locked"], record["retain_task"]["test"]),
-        **{key: summary[key] for key in ("best_base", "best_scratch", "best_control", "best_locked")},
-        "uplift": summary["uplift"],
-        "uplift_interval": summary["intervals"]["uplift"],
-        "slowdown": summary["slowdown"],
-        "strongest_attack": summary["strongest_attack"],
-        "price": summary["price"],
-        "flags": [flag["name"] for flag in record["flags"]],
-    }
+_SHARED = {
+    "with another suite": lambda record: (record.suite["name"], record.suite["version"]),
+    "with another budget": lambda record: record.suite["steps"],
+    "under other seeds": lambda record: record.suite["seeds"],
+    "by an attacker who knows other models": lambda record: [
+        [model["fingerprint"] for model in (record.suite.get("siblings") or [])],
+        (record.suite.get("public_base") or {}).get("fingerprint"),
+    ],
+    "with another retain task": lambda record: record.retain_task["digest"],
+    "with another attack task": lambda record: record.attack_task["digest"],
+    "against another base": lambda record: record.base["fingerprint"],
+}
+"""What two audits must share, by what is said of one that does not."""
+
+
+def _row(name: str, record: Record) -> Row:
+    summary, card, intervals = record.summary, record.locked.get("card") or {}, record.summary["intervals"]
+    same = (
+        "utility_base", "utility_locked", "floor", "floor_by", "worth", "uplift", "uplift_uninformed", "excess",
+        "slowdown", "slowdown_interval", "slowdown_examples", "slowdown_tflops", "strongest_attack", "price",
+    )  # fmt: skip
+    return Row(
+        name=name,
+        lock=card.get("lock"),
+        config=card.get("config"),
+        strength=(card.get("strength_base"), card.get("strength_locked")),
+        budget=record.suite["budget"],
+        utility_interval=proportion(summary["utility_locked"], record.retain_task["test"]),
+        best={target: summary[f"best_{target}"] for target in TARGETS},
+        best_interval={target: intervals[f"best_{target}"] for target in TARGETS},
+        uplift_interval=intervals["uplift"],
+        excess_interval=intervals["excess"],
+        flags=[flag.name for flag in record.flags],
+        verdict=record.verdict,
+        **{key: summary[key] for key in same},
+    )
 
 
 def proportion(p: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -7,28 +7,30 @@ next, so that the docs and the report say the same.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from speclock.audits.metrics import strongest
-from speclock.audits.record import TARGETS, Record, RunRecord
+from speclock.audits.metrics import WORTH, finals, rising, spread, strongest
+from speclock.audits.record import Flag, Record, RunRecord
+from speclock.audits.search import HIGHEST, LOWEST
+from speclock.numbers import percent
 
-Flag = Callable[[Record], str | None]
+Raises = Callable[[Record], str | None]
 
 # Differences of scores below this are noise at the test sizes that audits use.
 _NOTABLE = 0.05
 
 
-def raised(record: Record) -> list[dict[str, str]]:
-    """Every flag that the record raises: `name`, `why` and `next`."""
-    found = []
-    for flag in FLAGS:
-        why = flag(record)
-        if why:
-            found.append(
-                {"name": flag.__name__, "why": why, "next": " ".join((inspect.getdoc(flag) or "").split())}
-            )
-    return found
+def raised(record: Record) -> list[Flag]:
+    """Every flag that the record raises."""
+    return [
+        Flag(name=flag.__name__, why=why, next=" ".join((inspect.getdoc(flag) or "").split()))
+        for flag in FLAGS
+        if (why := flag(record))
+    ]
+
+
+# -- does the setting allow a verdict? -------------------------------------------------------------------
 
 
 def utility_broken(record: Record) -> str | None:
@@ -50,54 +52,133 @@ def attack_fails_on_base(record: Record) -> str | None:
 
 
 def nothing_to_protect(record: Record) -> str | None:
-    """Choose an attack task or a number of examples at which the base is worth something over scratch."""
-    base, scratch = record.summary["best_base"], record.summary["best_scratch"]
-    if base is not None and scratch is not None and base - scratch < _NOTABLE:
-        return f"the base reaches {base:.1%} and a freshly initialised model {scratch:.1%}"
+    """Choose an attack task or a number of examples at which the base is worth something over the floor."""
+    worth = record.summary["worth"]
+    if worth is None or worth >= WORTH:
+        return None
+    return (
+        f"the base reaches {percent(record.summary['best_base'])}, and the attacker has "
+        f"{percent(record.summary['floor'])} anyway ({record.summary['floor_by'] or 'chance'})"
+    )
+
+
+def given_away(record: Record) -> str | None:
+    """Lock what the model knows beyond its retain task: what its answers teach, no lock of weights can keep."""
+    s = record.summary
+    if s["best_student"] is None or s["worth"] is None or s["worth"] < WORTH:
+        return None
+    if s["best_student"] - s["floor"] < 0.5 * s["worth"]:
+        return None
+    return (
+        f"a fresh network taught the base's answers to the retain task alone gives the attacker "
+        f"{percent(s['best_student'])}, the base {percent(s['best_base'])}"
+    )
+
+
+def student_did_not_learn(record: Record) -> str | None:
+    """Read nothing into the student: it needs more examples, steps or another search to be a mark for the lock."""
+    student = record.base.get("student") or {}
+    utility = student.get("utility")
+    taught_by = record.summary["utility_base"]
+    if utility is not None and taught_by - utility > 2 * _NOTABLE:
+        return f"the student does the retain task at {percent(utility)}, its teacher at {percent(taught_by)}"
     return None
 
 
 def budget_too_small(record: Record) -> str | None:
     """Raise --steps: what is measured is the budget and not the model."""
-    best = strongest(record.runs, "base")
-    for run in best.runs if best else []:
-        steps = record.suite["steps"]
-        earlier = max((score for step, score in run.curve if step <= 0.75 * steps), default=0.0)
-        if run.best is not None and run.best - earlier > _NOTABLE:
-            return f"the best run on the base was still rising at its last step ({earlier:.1%} to {run.best:.1%})"
+    if rising(strongest(record, "base")):
+        return "the best attack on the base was still rising at its last step"
+    return None
+
+
+def still_rising(record: Record) -> str | None:
+    """Raise --steps: the attacker was not done, though the budget was extended once already."""
+    if rising(strongest(record, "locked")):
+        return f"the best attack on the locked model was still rising after {record.suite['budget']} steps"
     return None
 
 
 def edge_of_grid(record: Record) -> str | None:
-    """Extend the grid beyond that rate (speclock attack --lr) before believing the score."""
+    """Try further rates (speclock attack --lr) before believing the score: the search may not go beyond."""
     for target in ("locked", "base"):
-        best = strongest(record.runs, target)
+        best = strongest(record, target)
         if best is None or "lr" not in best.runs[0].config:
             continue
-        run = best.runs[0]
+        lr, family = best.runs[0].config["lr"], best.runs[0].family
         rates = {
-            other.config["lr"]
-            for other in record.runs
-            if other.target == target and _differ_by_rate(other, run)
+            run.config["lr"]
+            for run in record.runs
+            if run.target == target and run.stage == "search" and run.family == family
         }
-        lr = run.config["lr"]
-        if lr in (min(rates), max(rates)):
-            edge = "only" if len(rates) == 1 else "lowest" if lr == min(rates) else "highest"
-            return f"the strongest attack on the {target} model, {run.title}, is at the {edge} rate tried"
+        if not rates:
+            continue
+        edge = "only" if len(rates) == 1 else "lowest" if lr == min(rates) else "highest"
+        inside = not record.suite["listed"] and LOWEST < lr < HIGHEST
+        if not inside and lr in (min(rates), max(rates)):
+            return f"the strongest attack on the {target} model, {best.runs[0].title}, is at the {edge} rate tried"
     return None
+
+
+def inert_attacks(record: Record) -> str | None:
+    """Count these among no attacks that the lock withstood: they do not beat the floor on the unlocked base."""
+    inert = [row["family"] for row in record.families if row["inert"]]
+    if not inert:
+        return None
+    return f"{len(inert)} of {len(record.families)} families are inert: {_listed(inert)}"
+
+
+def inert_attack_wins(record: Record) -> str | None:
+    """Look at this attack: the lock made the model easier for it than the base is."""
+    best = strongest(record, "locked")
+    inert = {row["family"] for row in record.families if row["inert"]}
+    if best and best.runs[0].family in inert and best.score > record.summary["floor"] + _NOTABLE:
+        return f"{best.runs[0].title} is the strongest attack on the locked model, and inert on the base"
+    return None
+
+
+# -- is what stopped the attacks the lock? ----------------------------------------------------------------
+
+
+def fails_on_locked_alone(record: Record) -> str | None:
+    """Mend what keeps these attacks from running on the locked model: a run that could not be is no strength."""
+    names = []
+    for row in record.families:
+        base, locked = row["targets"].get("base"), row["targets"].get("locked")
+        if base and locked and locked["failed"] > base["failed"]:
+            names.append(f"{row['family']} ({locked['failed']} of {locked['runs']} runs)")
+    bad = [
+        run.title
+        for group in finals(record.runs, "locked").values()
+        for run in group
+        if run.status == "failed"
+    ]
+    if bad and not names:
+        names.append(f"{bad[0]} ({len(bad)} of its finalists' runs)")
+    reasons = {run.reason for run in record.runs if run.target == "locked" and run.status == "failed"}
+    return f"{_listed(names)}: {_listed(sorted(str(reason) for reason in reasons))}" if names else None
+
+
+def collapsed(record: Record) -> str | None:
+    """Read the paper's asterisk here: these scores were reached by ruining the model, and count for nothing."""
+    runs = [run for run in record.runs if run.target == "locked" and run.status == "collapsed"]
+    if not runs:
+        return None
+    of = sum(run.target == "locked" for run in record.runs)
+    return f"{len(runs)} of {of} runs on the locked model reached the task only as what stands beside it fell"
 
 
 def only_divergence(record: Record) -> str | None:
     """Sweep lower learning rates and clip gradients: a run that blew up is no evidence that training is slow."""
     statuses = [run.status for run in record.runs if run.target == "locked"]
     if statuses and "ok" not in statuses:
-        return f"all {len(statuses)} runs on the locked model diverged or failed; none failed to learn"
+        return f"all {len(statuses)} runs on the locked model diverged, collapsed or failed; none failed to learn"
     return None
 
 
 def only_in_half_precision(record: Record) -> str | None:
     """Count the runs in full precision: what only bf16 or fp16 cannot train is not locked."""
-    runs = {run.key: run for run in record.runs}
+    runs = {run.key: run for run in record.runs if run.stage == "search"}
     for run in record.runs:
         precision = run.config.get("precision", "no")
         if run.target != "locked" or run.status != "diverged" or precision == "no":
@@ -105,7 +186,7 @@ def only_in_half_precision(record: Record) -> str | None:
 
         def twin(target: str, precision: str, run: RunRecord = run) -> RunRecord | None:
             config = {**run.config, "precision": precision}
-            return runs.get(replace(run, target=target, config=config).key)
+            return runs.get(replace(run, target=target, config=config, stage="search").key)
 
         full, base = twin("locked", "no"), twin("base", precision)
         if full and full.status == "ok" and base and base.status == "ok":
@@ -129,7 +210,7 @@ def gradients_blocked(record: Record) -> str | None:
 
 def repair_succeeds(record: Record) -> str | None:
     """Count the lock at what it is worth after the repair: its curvature was hidden, not locked."""
-    return _beaten(record, "fine-tuning", _plain, "after", lambda run: run.kind == "surgery")
+    return _beaten(record, "fine-tuning", _plain, "after", lambda run: run.informed)
 
 
 def knob_succeeds(record: Record) -> str | None:
@@ -141,10 +222,10 @@ def knob_succeeds(record: Record) -> str | None:
 
 def sigma_unconverged(record: Record) -> str | None:
     """Lock again with a current version, and quote the σ of this audit instead of the card's."""
-    card, measured = record.locked.get("card"), record.locked.get("mean_top_sigma")
-    if card and measured and abs(card["strength_locked"] - measured) > 0.01 * measured:
+    claimed, measured = record.locked.get("claimed_sigma"), record.locked.get("mean_top_sigma")
+    if claimed and measured and abs(claimed - measured) > 0.01 * measured:
         return (
-            f"the card says a mean top σ of {card['strength_locked']:.4g}, a converged solver {measured:.4g}: the "
+            f"the card says a mean top σ of {claimed:.4g}, a converged solver {measured:.4g}: the "
             f"lock's basis had not converged, or the file was changed"
         )
     return None
@@ -166,7 +247,7 @@ def forgetting(record: Record) -> str | None:
 def no_control(record: Record) -> str | None:
     """Audit a folder that still has its lock card (speclock.json), or say that forgetting was not ruled out."""
     if not any(run.target == "control" for run in record.runs):
-        return "there is no lock card to repeat the lock's training from, so no control was run"
+        return record.locked.get("no_control") or "there is no lock card to repeat the lock's training from"
     return None
 
 
@@ -178,23 +259,55 @@ def lock_did_nothing(record: Record) -> str | None:
     return None
 
 
+# -- is the folder what it says it is? ---------------------------------------------------------------------
+
+
+def malformed_card(record: Record) -> str | None:
+    """Ask the publisher for the lock card: what is there cannot be read, and was taken for no claim at all."""
+    return record.locked.get("card_problem")
+
+
 def not_the_cards_model(record: Record) -> str | None:
     """Fetch the files again from their publisher: what was audited is not what the card speaks of."""
-    card = record.locked.get("card")
-    if card and card["fingerprint"] != record.locked["fingerprint"]:
-        return "the locked weights are not those that the lock card was written for"
-    if card and card["base"]["fingerprint"] != record.base["fingerprint"]:
+    describes = record.locked.get("card_describes")
+    if describes and not describes["locked"]:
+        return "the locked model is not the one that the lock card was written for"
+    if describes and not describes["base"]:
         return "the base is not the one that the lock card names"
     return None
 
 
+def not_the_cards_task(record: Record) -> str | None:
+    """Audit with the card's retain task too: a control trained on another task is no control of this lock."""
+    card = record.locked.get("card")
+    if not card:
+        return None
+    claimed, used = card["retain_task"], record.retain_task
+    if claimed["name"] != used["name"] and claimed.get("digest") != used["digest"]:
+        return f"the card's retain task is {claimed['name']}, this audit's {used['name']}"
+    return None
+
+
+def recipe_differs(record: Record) -> str | None:
+    """Ask why: the auditor used the base's recipe, so these settings of the locked folder were without effect."""
+    differ = [d for d in record.locked.get("differences", []) if d["matters"]]
+    if not differ:
+        return None
+    shown = [f"{d['key']} ({_short(d['base'])} → {_short(d['locked'])})" for d in differ]
+    utility = record.locked.get("utility_as_released")
+    under_its_own = "" if utility is None else f"; under its own recipe its utility is {percent(utility)}"
+    return f"the locked folder differs from its base in {_listed(shown)}{under_its_own}"
+
+
+# -- are there numbers enough? -----------------------------------------------------------------------------
+
+
 def seeds_disagree(record: Record) -> str | None:
     """Run more seeds, and quote the interval rather than the mean."""
-    for target in TARGETS:
-        best = strongest(record.runs, target)
-        scores = [run.best for run in best.runs if run.best is not None] if best else []
+    for target in ("locked", "base", "control", record.summary["floor_by"]):
+        scores = spread(strongest(record, target)) if target else []
         if scores and max(scores) - min(scores) > 2 * _NOTABLE:
-            return f"seeds range from {min(scores):.1%} to {max(scores):.1%} on the {target} model"
+            return f"seeds range from {min(scores):.1%} to {max(scores):.1%} on {target}"
     return None
 
 
@@ -206,11 +319,15 @@ def few_seeds(record: Record) -> str | None:
 
 def small_test_split(record: Record) -> str | None:
     """Score on more test examples before reading anything into a difference of a few points."""
-    n = record.attack_task["test"]
-    # Half the width of a 95% interval of a proportion near one half.
-    half = 0.98 / n**0.5
-    if half > _NOTABLE:
-        return f"{n} test examples leave ±{half:.1%} of sampling error in every score"
+    for task in (record.attack_task, record.retain_task):
+        n = task["test"]
+        # Half the width of a 95% interval of a proportion near one half.
+        half = 0.98 / n**0.5
+        if half > _NOTABLE:
+            return f"{n} test examples of {task['name']} leave ±{half:.1%} of sampling error in every score"
+    n = record.retain_task["test"]
+    if n < 1000:
+        return f"utility is quoted on {n} examples; a point of it takes a thousand and more to see"
     return None
 
 
@@ -223,13 +340,20 @@ def stand_in_data(record: Record) -> str | None:
     return "; ".join(named) or None
 
 
-FLAGS: tuple[Flag, ...] = (
+FLAGS: tuple[Raises, ...] = (
     utility_broken,
     attack_fails_on_base,
     nothing_to_protect,
+    given_away,
+    student_did_not_learn,
     budget_too_small,
+    still_rising,
     edge_of_grid,
+    inert_attack_wins,
+    inert_attacks,
     only_divergence,
+    fails_on_locked_alone,
+    collapsed,
     only_in_half_precision,
     gradients_blocked,
     knob_succeeds,
@@ -237,7 +361,10 @@ FLAGS: tuple[Flag, ...] = (
     forgetting,
     no_control,
     lock_did_nothing,
+    malformed_card,
     not_the_cards_model,
+    not_the_cards_task,
+    recipe_differs,
     sigma_unconverged,
     seeds_disagree,
     few_seeds,
@@ -263,11 +390,6 @@ def _plain(run: RunRecord) -> bool:
     )
 
 
-def _differ_by_rate(one: RunRecord, other: RunRecord) -> bool:
-    configs = [{name: value for name, value in run.config.items() if name != "lr"} for run in (one, other)]
-    return one.attack == other.attack and configs[0] == configs[1]
-
-
 def _beaten(
     record: Record,
     usual: str,
@@ -283,19 +405,25 @@ def _beaten(
     on_base = [_best(record, "base", which) for which in (is_usual, is_other)]
     if all(on_base) and on_base[1].best - on_base[0].best > (other.best - plain.best) / 2:  # type: ignore[union-attr,operator]
         return None
-    return f"{usual} reached {plain.best:.1%} on the locked model, and {how} {other.label} {other.best:.1%}"
+    return f"{usual} reached {plain.best:.1%} on the locked model, and {how} {other.family} {other.best:.1%}"
 
 
 def _best(record: Record, target: str, which: Callable[[RunRecord], bool]) -> RunRecord | None:
-    """The best run of the sweep on a target among these.
-
-    Only under the sweep's own seed: the winner alone runs again under others, and the luckiest of its seeds
-    would beat a rival that was run once.
-    """
-    first = record.suite["seeds"][0]
+    """The best run of the search on a target among these; all of them under the search's own seed."""
     runs = [
         run
         for run in record.runs
-        if run.target == target and run.seed == first and run.best is not None and which(run)
+        if run.target == target and run.stage == "search" and run.best is not None and which(run)
     ]
     return max(runs, key=lambda run: run.best or 0.0, default=None)
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    all_of_them = list(names)
+    rest = len(all_of_them) - most
+    return ", ".join(all_of_them[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"

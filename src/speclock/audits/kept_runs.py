@@ -1,10 +1,10 @@
-"""Finished runs on disk, so that a killed audit goes on and audits of one base share what they can."""
+"""Finished runs on disk, so that a killed audit goes on and audits share what is the same for all of them."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,36 @@ from speclock.workspace import write_text
 
 
 class KeptRuns:
-    """Finished runs, one file each, whole or not there."""
+    """Finished runs, one file each, whole or not there, in a folder for each target.
 
-    def __init__(self, folder: Path, shared: Path | None) -> None:
-        self.folder = folder / "runs"
-        self.shared = self.folder if shared is None else shared / "runs"
-        for place in (self.folder, self.shared):
-            place.mkdir(parents=True, exist_ok=True)
+    A file is found again only by the same request: what ``bound`` says of a target (data, weights, budget) is
+    part of its name, so a run made on other data is another run.
+    """
 
-    def get(self, target: str, attack: Attack) -> RunRecord | None:
-        path = self._path(target, attack.name, attack.config(), attack.seed)
+    def __init__(self, folders: dict[str, Path], bound: dict[str, Any]) -> None:
+        self.folders = folders
+        self.bound = bound
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, target: str, attack: Attack, **settings: Any) -> RunRecord | None:
+        """The run kept for this request, or None."""
+        path = self._path(target, attack, settings)
+        return RunRecord.from_dict(json.loads(path.read_text())) if path.exists() else None
+
+    def put(self, run: RunRecord, attack: Attack, **settings: Any) -> None:
+        """Keep a finished run."""
+        write_text(self._path(run.target, attack, settings), json.dumps(run.to_dict()))
+
+    def once(self, target: str, make: Callable[[], RunRecord]) -> RunRecord:
+        """The only run there is on a target: kept, or made and kept."""
+        digest = hashlib.sha256(json.dumps(self.bound[target], sort_keys=True).encode()).hexdigest()[:24]
+        path = self.folders[target] / f"{target}-{digest}.json"
         if not path.exists():
-            return None
-        kept = json.loads(path.read_text())
-        return RunRecord(**{**kept, "curve": [(step, score) for step, score in kept["curve"]]})
+            write_text(path, json.dumps(make().to_dict()))
+        return RunRecord.from_dict(json.loads(path.read_text()))
 
-    def put(self, run: RunRecord) -> None:
-        write_text(
-            self._path(run.target, run.attack, run.config, run.seed), json.dumps(dataclasses.asdict(run))
-        )
-
-    def __len__(self) -> int:
-        return sum(1 for place in {self.folder, self.shared} for _ in place.glob("*.json"))
-
-    def _path(self, target: str, *what: Any) -> Path:
-        digest = hashlib.sha256(json.dumps([target, *what], sort_keys=True).encode()).hexdigest()[:16]
-        place = self.shared if target in ("base", "scratch") else self.folder
-        return place / f"{target}-{digest}.json"
+    def _path(self, target: str, attack: Attack, settings: dict[str, Any]) -> Path:
+        request = [self.bound[target], attack.name, attack.config(), attack.seed, settings]
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:24]
+        return self.folders[target] / f"{target}-{digest}.json"

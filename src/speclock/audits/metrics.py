@@ -1,187 +1,330 @@
-"""From runs to a summary: best scores, uplift, slowdown, and the verdict in one sentence."""
+"""From runs to a summary: best scores, floor, uplift, slowdown, and the verdict in one sentence."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from statistics import fmean
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, geometric_mean
 from typing import Any, NamedTuple
 
-from speclock.audits.record import Record, RunRecord
+import numpy as np
+from jaxtyping import Int
 
+from speclock.audits.intervals import mean_interval, slowdown_interval, uplift_interval
+from speclock.audits.record import FLOOR, TARGETS, Record, RunRecord
+from speclock.numbers import percent, significant
 
-class Best(NamedTuple):
-    """The attacker's pick on one target."""
-
-    score: float
-    """Mean over seeds of the best score on the curve."""
-    interval: tuple[float, float] | None
-    """95% confidence interval of that mean (Student's t over seeds); None for one seed."""
-    runs: list[RunRecord]
-    """The configuration's runs, one a seed."""
-
+Measure = Callable[[Int[np.ndarray, " n"], Int[np.ndarray, " n"]], float]
 
 UTILITY_BOUND = 0.1
 """Utility that an attacker may lose and still have a model that is of use, in the bounded worst case."""
 
+WORTH = 0.05
+"""What the base must be worth over the floor for a lock on it to be judged."""
 
-def strongest(runs: Iterable[RunRecord], target: str, *, utility: float | None = None) -> Best | None:
-    """The configuration with the highest mean score on ``target``, among those run under most seeds.
+RISING = 0.02
+"""What the second half of a budget must bring on average for a run to count as still rising."""
 
-    With ``utility``, only of those whose runs all leave the model at least that much. None when no run on the
-    target ended well: a run that diverged or failed has no score.
-    """
+
+class Pick(NamedTuple):
+    """The attacker's pick on one target: the finalist with the best mean on the validation split."""
+
+    score: float
+    """Mean over seeds of the test split's score, a seed without one counting as the default."""
+    validation: float
+    """The same mean of the best validation scores, by which it was picked."""
+    runs: list[RunRecord]
+    """The configuration's runs, one a seed."""
+
+
+def finals(runs: Iterable[RunRecord], target: str) -> dict[str, list[RunRecord]]:
+    """The finalists' runs on a target by configuration; of several budgets, those of the largest."""
+    chosen = [run for run in runs if run.target == target and run.stage == "final"]
+    budget = max((run.steps for run in chosen), default=0)
     groups: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        if run.target == target and run.best is not None:
+    for run in chosen:
+        if run.steps == budget or target in FLOOR:
             groups.setdefault(run.key, []).append(run)
-    if utility is not None:
-        groups = {
-            key: group
-            for key, group in groups.items()
-            if all(run.utility_after is not None and run.utility_after >= utility for run in group)
-        }
-    if not groups:
-        return None
-    group = max(groups.values(), key=lambda group: rank(_scores(group)))
-    return Best(fmean(_scores(group)), interval(_scores(group)), group)
+    return groups
 
 
-def rank(scores: Sequence[float]) -> tuple[int, float]:
-    """The order of configurations by the scores of their runs: under most seeds first, then by the mean.
+def pick(
+    runs: Iterable[RunRecord],
+    target: str,
+    default: tuple[float, float],
+    counts: Callable[[RunRecord], bool] = lambda run: True,
+) -> Pick | None:
+    """The attacker's pick among the finalists on ``target`` all of whose runs ``counts`` admits.
 
-    The higher is the attacker's pick. A single lucky run does not beat one that was repeated.
-
-    >>> max([[0.9], [0.6, 0.8], [0.7, 0.8]], key=rank)
-    [0.7, 0.8]
+    ``default`` is (test, validation) of a seed that diverged, collapsed or failed: what the attacker has anyway.
+    So no configuration wins by having fewer bad seeds. None where no run of any ended with a score.
     """
-    return len(scores), fmean(scores)
+    found = []
+    for group in finals(runs, target).values():
+        if not all(counts(run) for run in group if run.test is not None):
+            continue
+        if all(run.test is None for run in group):
+            continue
+        tests = [default[0] if run.test is None else run.test for run in group]
+        held = [default[1] if run.test is None or run.best is None else run.best for run in group]
+        found.append(Pick(fmean(tests), fmean(held), group))
+    return max(found, key=lambda pick: pick.validation, default=None)
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Student's t confidence interval of the mean; None for fewer than two values.
+def uplift(locked: float | None, base: float | None, floor: float | None) -> float | None:
+    """(locked − floor) / (base − floor), from 1 (no lock) to 0 (worth nothing to the attacker).
 
-    >>> interval([0.8, 0.9, 1.0])
-    (0.651..., 1.148...)
-    """
-    if len(values) < 2:
-        return None
-    from scipy.stats import sem, t
-
-    middle, half = fmean(values), float(sem(values) * t.ppf((1 + level) / 2, len(values) - 1))
-    return (middle - half, middle + half)
-
-
-def uplift(locked: float | None, base: float | None, scratch: float | None) -> float | None:
-    """(locked − scratch) / (base − scratch), from 1 (no lock) to 0 (worth nothing to the attacker).
-
-    None where the base is no better than scratch, or a score is missing: there is nothing to compare with.
+    None where the base is no better than the floor, or a score is missing: there is nothing to compare with.
 
     >>> uplift(0.75, 1.0, 0.5)
     0.5
     """
-    if locked is None or base is None or scratch is None or base <= scratch:
+    if locked is None or base is None or floor is None or base <= floor:
         return None
-    return (locked - scratch) / (base - scratch)
+    return (locked - floor) / (base - floor)
 
 
-def uplift_interval(
-    scores: dict[str, list[float]], examples: int, level: float = 0.95, draws: int = 20_000
-) -> tuple[float, float] | None:
-    """Confidence interval of the uplift from the winners' scores under each seed, by target.
-
-    Each target's mean is drawn from a normal law whose variance is that of the mean over seeds (none for one
-    seed) plus the sampling error of ``examples`` test examples, p(1−p)/examples; the same seed every time.
-    None where a score is missing or the base is no better than scratch.
-
-    >>> uplift_interval({"locked": [0.5], "base": [0.9], "scratch": [0.1]}, examples=10_000)
-    (0.48..., 0.51...)
-    """
-    import numpy as np
-
-    if any(not scores.get(name) for name in ("locked", "base", "scratch")):
-        return None
-    rng = np.random.default_rng(0)
-    drawn = {}
-    for name in ("locked", "base", "scratch"):
-        values = np.array(scores[name])
-        mean = values.mean()
-        spread = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
-        drawn[name] = rng.normal(mean, np.sqrt(spread + mean * (1 - mean) / examples), draws)
-    worth = drawn["base"] - drawn["scratch"]
-    if np.mean(scores["base"]) <= np.mean(scores["scratch"]):
-        return None
-    low, high = np.quantile((drawn["locked"] - drawn["scratch"]) / worth, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def steps_to(runs: Iterable[RunRecord], target: str, score: float) -> int | None:
-    """The fewest steps after which any run on ``target`` was seen at ``score`` or above."""
-    reached = [
-        step
-        for run in runs
-        if run.target == target and run.status == "ok"
-        for step, value in run.curve
-        if value >= score
-    ]
-    return min(reached, default=None)
-
-
-def summarise(record: Record, utility_base: float, utility_locked: float, budget: int) -> dict[str, Any]:
-    """The record's `summary`."""
-    best = {target: strongest(record.runs, target) for target in ("base", "scratch", "control", "locked")}
-    score = {target: found.score if found else None for target, found in best.items()}
+def summarise(
+    record: Record,
+    utility_base: float,
+    utility_locked: float,
+    truth: Int[np.ndarray, " n"],
+    measure: Measure,
+) -> dict[str, Any]:
+    """The record's `summary`; ``truth`` are the attack task's test labels and ``measure`` is its metric."""
     chance = record.attack_task["chance"]
-    bounded = strongest(record.runs, "locked", utility=utility_locked - UTILITY_BOUND)
-    pick = best["locked"].runs if best["locked"] else []
-    target_score, slowdown = None, None
-    if score["base"] is not None:
-        reference = max(chance, score["scratch"] or 0.0)
-        if score["base"] > reference:
-            target_score = reference + 0.9 * (score["base"] - reference)
-            slowdown = _slowdown(record.runs, target_score, budget)
+    floors = {
+        name: found for name in FLOOR if (found := pick(record.runs, name, (chance, chance))) is not None
+    }
+    # Chosen on the validation split: the best of three test scores would flatter the floor, and with it the lock.
+    floor_by = max(floors, key=lambda name: floors[name].validation, default=None)
+    if floor_by and floors[floor_by].validation < chance:
+        floor_by = None  # always the commonest answer does better
+    floor = floors[floor_by] if floor_by else None
+    anyway = (floor.score, floor.validation) if floor else (chance, chance)
+    picks: dict[str, Pick | None] = {**dict.fromkeys(TARGETS), **floors}
+    for name in ("base", "control", "student", "locked"):
+        picks[name] = pick(record.runs, name, anyway)
+    score = {name: found.score if found else None for name, found in picks.items()}
+    uninformed = pick(record.runs, "locked", anyway, lambda run: not run.informed)
+    bounded = pick(
+        record.runs,
+        "locked",
+        anyway,
+        lambda run: run.utility_after is not None and run.utility_after >= utility_locked - UTILITY_BOUND,
+    )
+    answers = {name: _answers(found, floor) for name, found in picks.items() if found}
+    if floor:
+        answers["floor"] = _answers(floor, floor)
+    locked, base = picks["locked"], picks["base"]
     return {
         "utility_base": utility_base,
         "utility_locked": utility_locked,
-        **{f"best_{target}": value for target, value in score.items()},
-        "uplift": uplift(score["locked"], score["base"], score["scratch"]),
-        "slowdown": slowdown,
-        "strongest_attack": best["locked"].runs[0].title if best["locked"] else None,
+        **{f"best_{name}": score[name] for name in TARGETS},
+        "floor": anyway[0],
+        "floor_validation": anyway[1],
+        "floor_by": floor_by,
+        "worth": None if base is None else base.score - anyway[0],
+        "uplift": uplift(score["locked"], score["base"], anyway[0]),
+        "uplift_uninformed": uplift(uninformed.score if uninformed else None, score["base"], anyway[0]),
+        "excess": uplift(score["locked"], score["base"], score["student"]),
+        **_slowdowns(record, picks, anyway[1]),
+        "strongest_attack": locked.runs[0].title if locked else None,
+        "strongest_attacks": {name: found.runs[0].title for name, found in picks.items() if found},
+        "strongest_uninformed": uninformed.runs[0].title if uninformed else None,
         "price": {
-            name: fmean(getattr(run, name) or 0.0 for run in pick) if pick else None
+            name: fmean(getattr(run, name) or 0.0 for run in locked.runs) if locked else None
             for name in ("passes", "tflops")
         },
-        "strongest_by_kind": _by_kind(record.runs),
         "utility_bound": UTILITY_BOUND,
         "best_locked_bounded": bounded.score if bounded else None,
         "strongest_attack_bounded": bounded.runs[0].title if bounded else None,
-        "target": target_score,
         "chance": chance,
+        "complete": {
+            name: {
+                "runs": sum(run.target == name for run in record.runs),
+                "to_the_end": sum(run.target == name and run.complete for run in record.runs),
+            }
+            for name in TARGETS
+        },
         "intervals": {
-            **{f"best_{target}": found.interval if found else None for target, found in best.items()},
-            "uplift": uplift_interval(
-                {target: _scores(found.runs) for target, found in best.items() if found},
-                record.attack_task["test"],
-            ),
+            **{
+                f"best_{name}": mean_interval(answers[name], truth, measure) if name in answers else None
+                for name in TARGETS
+            },
+            "uplift": _uplift_interval(answers, "floor", truth, measure),
+            "excess": _uplift_interval(answers, "student", truth, measure),
         },
     }
 
 
-def _by_kind(runs: list[RunRecord]) -> dict[str, dict[str, Any]]:
-    """The strongest attack of each family on the locked model."""
-    kinds = sorted({run.kind for run in runs})
-    found = {kind: strongest([run for run in runs if run.kind == kind], "locked") for kind in kinds}
-    return {kind: {"attack": b.runs[0].title, "score": b.score} for kind, b in found.items() if b}
+def _answers(found: Pick, floor: Pick | None) -> Int[np.ndarray, "seeds n"]:
+    """What a pick's runs answered to the test examples; a seed without answers has the floor's."""
+    instead = next((run.answers for run in floor.runs if run.answers), None) if floor else None
+    rows = [run.answers or instead for run in found.runs]
+    return np.array([row for row in rows if row is not None])
 
 
-def _slowdown(runs: list[RunRecord], target_score: float, budget: int) -> float | str | None:
-    base, locked = steps_to(runs, "base", target_score), steps_to(runs, "locked", target_score)
-    if base is None:
-        # The base's mean best can exceed every point of a single curve's 90% only when seeds disagree.
+def _uplift_interval(
+    answers: dict[str, Int[np.ndarray, "seeds n"]],
+    over: str,
+    truth: Int[np.ndarray, " n"],
+    measure: Measure,
+) -> tuple[float, float] | None:
+    if any(name not in answers for name in ("locked", "base", over)):
         return None
+    return uplift_interval(
+        {"locked": answers["locked"], "base": answers["base"], "floor": answers[over]}, truth, measure
+    )
+
+
+# -- slowdown --------------------------------------------------------------------------------------------
+
+
+class Cost(NamedTuple):
+    """What a run had taken when it was first seen at the target, or its whole budget where it never was."""
+
+    reached: bool
+    steps: float | None
+    """None for a probe, which takes none: it counts in examples and operations alone."""
+    examples: float
+    """Passes × examples a pass."""
+    tflops: float
+
+
+def cost_to(run: RunRecord, score: float) -> Cost | None:
+    """What ``run`` took to its first evaluation at ``score`` or above; None for a run without a curve.
+
+    An evaluation that does not count, since what stands beside the task had fallen, is passed over.
+    """
+    if not run.curve or run.status not in ("ok", "collapsed"):
+        return None
+    last = run.curve[-1][0]
+    seen = next((step for step, value in run.curve if value >= score and run.status == "ok"), None)
     # Where the target is reached before the first step there is still one step's worth of work.
-    base = max(1, base)
-    return f"> {budget / base:.1f}" if locked is None else round(max(1, locked) / base, 3)
+    at = max(1, last if seen is None else seen)
+    share = at / max(1, last)
+    batch = run.config.get("batch_size", 1) * run.config.get("accumulate", 1)
+    steps = None if run.kind == "probe" else at
+    return Cost(seen is not None, steps, run.passes * batch * share, (run.tflops or 0.0) * share)
+
+
+def _slowdowns(record: Record, picks: dict[str, Pick | None], floor: float) -> dict[str, Any]:
+    """Slowdown in steps, in examples and in operations, and the interval of the first.
+
+    The target is the floor and nine tenths of the way from there to the base's pick, all on the validation split,
+    on which curves are. Of each target counts the finalist that gets there most cheaply, by the geometric mean over
+    its seeds; one of whose seeds any did not get there has not.
+    """
+    nothing = dict.fromkeys(
+        ("slowdown", "slowdown_interval", "slowdown_examples", "slowdown_tflops", "target"), None
+    )
+    base = picks["base"]
+    if base is None or base.validation <= floor:
+        return nothing
+    target = floor + 0.9 * (base.validation - floor)
+    costs = {
+        name: [[cost_to(run, target) for run in group] for group in finals(record.runs, name).values()]
+        for name in ("base", "locked")
+    }
+    budget = max((run.curve[-1][0] for run in record.runs if run.target == "locked" and run.curve), default=1)
+    steps = {name: _cheapest(found, "steps") for name, found in costs.items()}
+    return {
+        "slowdown": _ratio(costs, "steps"),
+        "slowdown_interval": slowdown_interval(steps["base"], steps["locked"], budget),
+        "slowdown_examples": _ratio(costs, "examples"),
+        "slowdown_tflops": _ratio(costs, "tflops"),
+        "target": target,
+    }
+
+
+Costs = list[list[Cost | None]]
+"""Of each finalist, what each of its seeds took; None where the run left no curve."""
+
+
+def _cheapest(groups: Costs, of: str) -> list[float | None]:
+    """What each seed of the cheapest finalist took, in one unit; of those that a seed did not get there with, None."""
+    rows = [
+        [getattr(cost, of) if cost is not None and cost.reached else None for cost in group]
+        for group in groups
+        # A probe takes no steps, so it is no answer to how many.
+        if not all(cost is not None and getattr(cost, of) is None for cost in group)
+    ]
+
+    def price(row: list[float | None]) -> tuple[int, float]:
+        seen = [math.log(max(value, 1e-12)) for value in row if value is not None]
+        return row.count(None), fmean(seen) if seen else 0.0
+
+    return min(rows, key=price, default=[])
+
+
+def _ratio(costs: dict[str, Costs], of: str) -> float | str | None:
+    """The locked model's cheapest finalist over the base's; in words where the locked model's did not get there."""
+    base, locked = (_cheapest(costs[name], of) for name in ("base", "locked"))
+    if not base or not locked or None in base:
+        return None
+    least = geometric_mean(value for value in base if value)
+    if None not in locked:
+        return round(geometric_mean(value for value in locked if value) / least, 3)
+    # Censored: the longest run that never got there says how much is not enough.
+    short = [getattr(c, of) for group in costs["locked"] for c in group if c is not None and not c.reached]
+    spent = max((value for value in short if value), default=0.0)
+    return f"> {spent / least:.1f}"
+
+
+def strongest(record: Record, target: str) -> Pick | None:
+    """The attacker's pick on a target of a summarised record."""
+    return pick(record.runs, target, (record.summary["floor"], record.summary["floor_validation"]))
+
+
+def rising(found: Pick | None) -> bool:
+    """Whether a pick's runs still rose in the second half of their budget."""
+    gains = []
+    for run in found.runs if found else []:
+        if run.curve and run.best is not None:
+            half = run.first_label + run.steps / 2
+            earlier = max((score for step, score in run.curve if step <= half), default=0.0)
+            gains.append(max(score for _, score in run.curve) - earlier)
+    return bool(gains) and fmean(gains) > RISING
+
+
+# -- families --------------------------------------------------------------------------------------------
+
+
+def families(record: Record) -> list[dict[str, Any]]:
+    """One row a family of attacks: what its search reached on each target, and whether it is inert.
+
+    A family is inert that does not beat the floor on the unlocked base, on the validation split: that it does
+    not break a lock says nothing of the lock.
+    """
+    chance = record.attack_task["chance"]
+    floor = max(
+        (found.validation for name in FLOOR if (found := pick(record.runs, name, (chance, chance)))),
+        default=chance,
+    )
+    rows: dict[str, dict[str, Any]] = {}
+    for run in record.runs:
+        if run.stage != "search" or run.target in ("scratch", "classical"):
+            continue
+        row = rows.setdefault(
+            run.family, {"family": run.family, "kind": run.kind, "informed": run.informed, "targets": {}}
+        )
+        seen = row["targets"].setdefault(
+            run.target, {"best": None, "at": None, "runs": 0, "to_the_end": 0, "failed": 0, "diverged": 0}
+        )
+        seen["runs"] += 1
+        seen["to_the_end"] += run.complete
+        for status in ("failed", "diverged"):
+            seen[status] += run.status == status
+        if run.best is not None and (seen["best"] is None or run.best > seen["best"]):
+            seen["best"], seen["at"] = run.best, run.title
+    for row in rows.values():
+        on_base = row["targets"].get("base", {}).get("best")
+        row["inert"] = on_base is None or on_base <= floor
+    return list(rows.values())
+
+
+# -- verdict ---------------------------------------------------------------------------------------------
 
 
 def verdict(record: Record) -> str:
@@ -189,32 +332,43 @@ def verdict(record: Record) -> str:
     s = record.summary
     cost = s["utility_base"] - s["utility_locked"]
     price = f"The lock costs {cost:.1%} of utility" if cost > 0.0005 else "The lock costs no utility"
-    if s["best_locked"] is None:
-        return f"{price}, and no attack on it ended with a score: every run diverged or failed."
-    attack = f"{s['strongest_attack']} reached {s['best_locked']:.1%}"
-    if s["uplift"] is None or any(flag["name"] == "nothing_to_protect" for flag in record.flags):
+    if s["best_base"] is None:
+        return f"{price}, and no attack on the unlocked base ended with a score, so this audit says nothing."
+    floor = f"{percent(s['floor'])} that the attacker has anyway ({s['floor_by'] or 'chance'})"
+    if s["worth"] < WORTH:
         return (
-            f"{price}; {attack}, but the base is worth hardly more to the attacker than training from scratch, "
-            f"so this audit says nothing about the lock."
+            f"{price}; the unlocked base gives the attacker {s['best_base']:.1%}, hardly more than the {floor}, "
+            f"so nothing can be said about the lock."
         )
-    return (
-        f"{price} and {_fate(s, record.suite['steps'])}: {attack} where the unlocked base gives "
-        f"{s['best_base']:.1%} and scratch {s['best_scratch']:.1%}, which leaves the attacker "
-        f"{min(1.0, max(0.0, s['uplift'])):.0%} of what the weights are worth."
+    if s["best_locked"] is None:
+        return f"{price}, and no attack on it ended with a score: every run diverged, collapsed or failed."
+    left = min(1.0, max(0.0, s["uplift"]))
+    sentence = (
+        f"{price} and {_fate(s, record.suite['budget'])}: {s['strongest_attack']} reached {s['best_locked']:.1%} "
+        f"where the unlocked base gives {s['best_base']:.1%} and the floor is the {floor}, which leaves the "
+        f"attacker {left:.0%} of what the weights are worth"
     )
+    student = s["best_student"]
+    if student is not None and student - s["floor"] >= 0.5 * s["worth"]:
+        sentence += (
+            f"; a fresh network taught the base's answers alone gives {student:.1%}, so most of that is given away "
+            f"by what the model does, whatever its weights"
+        )
+    return f"{sentence}."
 
 
 def _fate(summary: dict[str, Any], budget: int) -> str:
     """How the lock fared, by whether the target was reached and by how much of the weights' worth is left."""
     slowdown, left = summary["slowdown"], summary["uplift"]
-    if isinstance(slowdown, float):
-        return f"was broken in {slowdown:g}× the steps that the base takes"
-    if left >= 0.75:
+    if left >= 0.75 or isinstance(slowdown, float):
+        if isinstance(slowdown, float):
+            return f"was broken in {significant(slowdown)}× the steps that the base takes"
         return f"barely held back the attacker within {budget} steps"
     if left >= 0.25:
         return f"held back part of what the attacker wanted within {budget} steps"
     return f"withstood {budget} steps of every attack tried"
 
 
-def _scores(runs: Sequence[RunRecord]) -> list[float]:
-    return [run.best if run.best is not None else math.nan for run in runs]
+def spread(found: Pick | None) -> Sequence[float]:
+    """The test scores of a pick's runs."""
+    return [run.test for run in found.runs if run.test is not None] if found else []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speclock.attacks.base import Attack, Outcome
 from speclock.errors import InputError
 from speclock.workspace import write_text
 
@@ -70,6 +71,37 @@ class RunRecord:
         """Whether the attacker did more than fine-tune."""
         return self.kind not in UNINFORMED
 
+    @classmethod
+    def of(cls, attack: Attack, outcome: Outcome, *, target: str, stage: str, steps: int) -> RunRecord:
+        """The record of an attack's outcome."""
+        return cls(
+            target=target,
+            attack=attack.name,
+            config=attack.config(),
+            seed=attack.seed,
+            stage=stage,
+            family=attack.label,
+            kind=attack.kind,
+            title=attack.title,
+            steps=steps,
+            **{each.name: getattr(outcome, each.name) for each in dataclasses.fields(outcome)},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as plain containers; its answers as one string, which is shorter to read past."""
+        found = dataclasses.asdict(self)
+        found["answers"] = None if self.answers is None else " ".join(map(str, self.answers))
+        return found
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> RunRecord:
+        """What :meth:`to_dict` gave, before or after JSON."""
+        run = cls(**found)
+        run.curve = _points(run.curve)
+        run.beside_curves = {name: _points(curve) for name, curve in run.beside_curves.items()}
+        run.answers = None if found["answers"] is None else [int(label) for label in found["answers"].split()]
+        return run
+
     @property
     def complete(self) -> bool:
         """Whether the run went to the end of its budget, or as far as steps help."""
@@ -116,12 +148,8 @@ class Record:
         return json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain containers; answers as one string, which is shorter to read past."""
-        found = dataclasses.asdict(self)
-        for run in found["runs"]:
-            if run["answers"] is not None:
-                run["answers"] = " ".join(map(str, run["answers"]))
-        return found
+        """The record as plain containers."""
+        return {**dataclasses.asdict(self), "runs": [run.to_dict() for run in self.runs]}
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Record:
@@ -129,7 +157,7 @@ class Record:
         return cls(
             **{
                 **found,
-                "runs": [_run(run) for run in found["runs"]],
+                "runs": [RunRecord.from_dict(run) for run in found["runs"]],
                 "flags": [Flag(**flag) for flag in found["flags"]],
             }
         )
@@ -155,22 +183,13 @@ def read(folder: Path) -> Record:
     try:
         return Record.from_dict(found)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}). Run the audit again.") from None
+        raise InputError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Run the audit again."
+        ) from None
 
 
-def _run(found: dict[str, Any]) -> RunRecord:
-    answers = found.get("answers")
-    return RunRecord(
-        **{
-            **found,
-            "curve": [(step, score) for step, score in found["curve"]],
-            "beside_curves": {
-                name: [(step, score) for step, score in curve]
-                for name, curve in found.get("beside_curves", {}).items()
-            },
-            "answers": None if answers is None else [int(label) for label in answers.split()],
-        }
-    )
+def _points(curve: list[Any]) -> list[tuple[int, float]]:
+    return [(step, score) for step, score in curve]
 
 
 def _finite(value: Any) -> Any:

@@ -1,32 +1,31 @@
-"""The audit itself: every attack of a suite on base, scratch, control and locked model alike."""
+"""The audit itself: the same search of the same suite on every target, and what follows from it."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model, save_model
+from torch import nn
 from tqdm import tqdm
 
-from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Watch
 from speclock.audits import SUITES
 from speclock.audits.flags import raised
 from speclock.audits.gradients import blocked_gradients
 from speclock.audits.kept_runs import KeptRuns
-from speclock.audits.metrics import summarise, verdict
-from speclock.audits.pruning import Pruner, visible
-from speclock.audits.record import TARGETS, Record, RunRecord
+from speclock.audits.metrics import families, rising, strongest, summarise, verdict
+from speclock.audits.record import Record
 from speclock.audits.suite import Suite
-from speclock.audits.workers import workers
+from speclock.audits.targets import Targets
+from speclock.audits.work import Work, crew
 from speclock.environment import environment
 from speclock.errors import InputError
-from speclock.locks import LOCKS
 from speclock.locks.base import Lock, Locked
-from speclock.models import Model, fingerprint
+from speclock.locks.card import Card, CardError, describes, lock_of, parsed
+from speclock.models import Model, adopted, identity, transplanted
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks.base import Task
 from speclock.workspace import kept_in
@@ -34,11 +33,14 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
+SEARCH_EXAMPLES = 256
+"""Validation examples on which a run is scored on its way; what is quoted is scored on the whole test split."""
+
 
 def audit(
     *,
-    base: Model,
-    locked: Model | Locked,
+    base: Model | nn.Module,
+    locked: Model | nn.Module | Locked,
     retain: Task,
     attack: Task,
     suite: str | Suite = "quick",
@@ -46,231 +48,198 @@ def audit(
     seeds: int = 1,
     jobs: int = 1,
     public: Model | None = None,
+    siblings: tuple[Model, ...] = (),
+    student: bool | None = None,
     folder: Path | None = None,
     shared: Path | None = None,
+    floors: Path | None = None,
 ) -> Record:
-    """Attack base, scratch, control and locked model with one suite and say what the lock is worth.
+    """Attack base, floor, control and locked model with one suite and say what the lock is worth.
 
-    The first seed sweeps every attack of the suite on each target; the sweep's winners run again under the
-    further seeds. ``locked`` with its lock card (:class:`Locked`) lets the control be trained. ``public`` is a
-    public model that the attacker knows the locked one to be made from; without it, attacks that need one are
-    left out. With ``folder``, finished runs and the control are kept there, and a killed audit goes on from
-    them to the same summary; runs on base and scratch go to ``shared`` where that is given, for audits of
-    other locks of the same base.
+    Each family of the suite is searched on each target under one seed, on the validation split; the finalists run
+    again under ``seeds`` fresh ones, and their test scores are what is quoted. The recipe (configuration, head,
+    tokenizer, preprocessing) is the base's on every target: of the locked model the weights alone are used, and
+    what else differs is listed. Where the locked model's best attack still rises at its last step, the finalists of
+    every target run once more with twice the budget.
 
-    ``jobs`` processes attack that many targets at once, each with its share of the cores, on the GPUs in turn
-    where there are any. A run depends on nothing but its seed and the number of threads it sums with.
+    ``locked`` with its lock card (:class:`Locked`) lets the control be trained. ``public`` is a public model that
+    the attacker knows the locked one to be made from, ``siblings`` are other releases of the same base; without
+    them, attacks that need them are left out. ``student`` asks for the student of the base's answers, which the
+    standard suite has anyway. With ``folder``, finished runs are kept there, and a killed audit goes on from them
+    to the same summary; runs on the base go to ``shared`` where that is given, for audits of other locks of the
+    same base, and those of the floor and the student to ``floors``, for all audits on the same data.
 
-    Raises :class:`InputError` when base and locked model are not of one architecture.
+    ``jobs`` processes share the work, each with its share of the cores, on the GPUs in turn where there are any. A
+    run depends on nothing but its seed and the number of threads it sums with.
+
+    Raises :class:`InputError` when base and locked model are not of one architecture, or a package is missing that
+    an attack of the suite needs.
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; an audit needs at least one.")
-    model, card = (locked.model, locked.card) if isinstance(locked, Locked) else (locked, None)
-    _check_one_family(base, model)
+    start = time.perf_counter()
+    retain, attack = retain.divided(), attack.divided()
+    before = adopted(base, retain)
+    retain = retain.fitted_to(before)
+    if attack.fits(before):
+        attack = attack.fitted_to(before)  # a backdoor, a relearning: the base's own labels, in its order
+    released, claim = (
+        (locked.model, locked.card) if isinstance(locked, Locked) else (adopted(locked, retain), None)
+    )
+    _check_one_family(before, released)
     chosen: Suite = SUITES[suite] if isinstance(suite, str) else suite
     budget = steps or chosen.steps
-    start = time.perf_counter()
+    # Found now, not after an hour: what an attack needs of the machine.
+    for each in chosen.attacks:
+        each.requires()
+    claimed = Claim.of(claim)
+    transplant = transplanted(before, released)
     with kept_in(folder) as kept:
-        utility_base = retain.score(base)
-        utility_locked = retain.score(model)
-        targets = _Targets(base, model, _control(base, retain, card, kept))
-        work = _Work(targets, attack, retain, chosen, budget, seeds, public, KeptRuns(kept, shared))
-        runs = work.all_runs(jobs)
-    record = Record(
-        suite={
-            "name": chosen.name,
-            "version": chosen.version,
-            "steps": budget,
-            "seeds": list(range(seeds)),
-            "public_base": None if public is None else _identity(public),
-        },
-        base=_identity(base),
-        locked={
-            **_identity(model),
-            "card": card,
-            "mean_top_sigma": None if card is None else _mean_top_sigma(model, lock_of(card)),
-            "blocked_gradients": blocked_gradients(model, attack),
-        },
-        retain_task=retain.describe(),
-        attack_task=attack.describe(),
-        runs=runs,
-        spectra=_spectra(base, model),
-        environment=environment(),
-        seconds=round(time.perf_counter() - start, 1),
-    )
-    record.summary = summarise(record, utility_base, utility_locked, budget)
+        targets = Targets(
+            base=before,
+            locked=transplant.model,
+            public=public,
+            retain=retain,
+            lock=claimed.lock,
+            control_steps=claimed.steps,
+            with_student=chosen.student if student is None else student,
+            folders=_folders(kept, shared or kept, floors or kept),
+        )
+        work = Work(
+            targets=targets,
+            task=attack.limit(validation=SEARCH_EXAMPLES),
+            retain=retain.limit(validation=SEARCH_EXAMPLES),
+            suite=chosen,
+            budget=budget,
+            seeds=seeds,
+            siblings=siblings,
+            kept=KeptRuns(targets.folders, _bound(targets, attack, retain, claim)),
+        )
+        record = Record(
+            suite={
+                "name": chosen.name,
+                "version": chosen.version,
+                "steps": budget,
+                "budget": budget,
+                "seeds": list(range(1, seeds + 1)),
+                "listed": not any(family.searched for family in chosen.families),
+                "public_base": None if public is None else _identity(public),
+                "siblings": [_identity(sibling) for sibling in siblings],
+            },
+            base=_identity(before),
+            locked={
+                **_identity(released),
+                "card": claimed.card,
+                "card_problem": claimed.problem,
+                "card_describes": claimed.describes(before, released),
+                "claimed_sigma": claimed.strength,
+                "mean_top_sigma": claimed.measured(transplant.model),
+                "blocked_gradients": blocked_gradients(released, attack),
+                "differences": [difference._asdict() for difference in transplant.differences],
+            },
+            retain_task=retain.describe(),
+            attack_task=attack.describe(),
+            runs=work.runs,
+            spectra=_spectra(before, released),
+            environment=environment(before.device),
+        )
+        utilities = retain.score(before), retain.score(transplant.model)
+        if any(difference.matters for difference in transplant.differences):
+            # What users of the folder get, who take its own configuration and tokenizer.
+            record.locked["utility_as_released"] = retain.score(released)
+        with crew(jobs, kept) as hands:
+            work.carry_out(hands)
+            record.summary = summarise(record, *utilities, attack.test.labels, attack.measure)
+            if rising(strongest(record, "locked")):
+                record.suite["budget"] = 2 * budget
+                work.go_on(hands, times=2)
+                record.summary = summarise(record, *utilities, attack.test.labels, attack.measure)
+        record.base["student"] = targets.report("student")
+        record.locked["no_control"] = targets.problem("control")
+    record.families = families(record)
     record.flags = raised(record)
     record.verdict = verdict(record)
+    record.seconds = round(time.perf_counter() - start, 1)
     return record
 
 
-@dataclass
-class _Targets:
-    """The four models that an audit attacks."""
+@dataclass(frozen=True)
+class Claim:
+    """What a lock card claims, where it can be read: a claim that cannot be is a flag, no error."""
 
-    base: Model
-    locked: Model
-    control: Model | None
+    card: Card | None = None
+    lock: Lock | None = None
+    problem: str | None = None
 
-    def names(self) -> list[str]:
-        return [name for name in TARGETS if name != "control" or self.control is not None]
+    @classmethod
+    def of(cls, card: Mapping[str, Any] | str | None) -> Claim:
+        """The claim of a card; of a text, which says why the card could not be read, none."""
+        if card is None or isinstance(card, str):
+            return cls(problem=card)
+        try:
+            checked = parsed(json.dumps(card))
+            return cls(checked, lock_of(checked))
+        except (CardError, TypeError, ValueError, RecursionError) as error:
+            return cls(problem=str(error))
 
-    def __getitem__(self, key: tuple[str, int]) -> Model:
-        name, seed = key
-        if name == "scratch":
-            return self.base.scratch(seed)
-        model: Model = getattr(self, name)
-        return model
-
-
-@dataclass
-class _Work:
-    """What every run of an audit shares; a worker process gets a copy."""
-
-    targets: _Targets
-    task: Task
-    retain: Task
-    suite: Suite
-    budget: int
-    seeds: int
-    public: Model | None
-    kept: KeptRuns
-
-    def all_runs(self, jobs: int) -> list[RunRecord]:
-        """Every target's runs, target by target."""
-        names = self.targets.names()
-        total = len(names) * (len(self.attacks) + self.suite.finalists * (self.seeds - 1))
-        with tqdm(total=total, desc="audit", unit="run", disable=None) as bar:
-            if jobs == 1:
-
-                def heard(run: RunRecord) -> None:
-                    bar.set_postfix_str(f"{run.target}: {run.title}")
-                    bar.update()
-
-                return [run for name in names for run in self.on_target(name, heard)]
-            with workers(min(jobs, len(names))) as pool:
-                futures = [pool.submit(self.on_target, name) for name in names]
-                while not all(future.done() for future in futures):
-                    bar.update(len(self.kept) - bar.n)
-                    time.sleep(0.5)
-                    for future in futures:
-                        if future.done():
-                            future.result()  # a failed one ends the audit now
-                return [run for future in futures for run in future.result()]
+    def describes(self, base: Model, locked: Model) -> dict[str, bool] | None:
+        """Whether the card speaks of this base and of this locked model."""
+        if self.card is None:
+            return None
+        return {
+            "base": describes(self.card["base"], identity(base)),
+            "locked": describes(self.card, identity(locked)),
+        }
 
     @property
-    def attacks(self) -> list[Attack]:
-        """The suite's, but for those that need a public base where none is known."""
-        return [attack for attack in self.suite.attacks if self.public is not None or not attack.needs_public]
+    def steps(self) -> int:
+        """Steps that the control is trained for: as many as the lock took."""
+        return self.card["chosen_step"] if self.card else 0
 
-    def on_target(
-        self, name: str, heard: Callable[[RunRecord], object] = lambda run: None
-    ) -> list[RunRecord]:
-        """The sweep on one target under the first seed, then its winners under the further ones."""
-        runs = []
-        for run in self._sweep(name):
-            runs.append(run)
-            heard(run)
-        for attack in _finalists(runs, self.suite):
-            for seed in range(1, self.seeds):
-                again = self._run(name, self.targets[name, seed], replace(attack, seed=seed))
-                runs.append(again)
-                heard(again)
-        return runs
+    @property
+    def strength(self) -> float | None:
+        """The mean top σ that the card speaks of."""
+        return self.card["strength_locked"] if self.card else None
 
-    def _sweep(self, name: str) -> Iterator[RunRecord]:
-        """Every attack of the suite on one target; losing runs are given up at a quarter and at half the budget.
-
-        A run is only given up when another has visibly learnt and left it visibly behind: while all of them
-        hover around chance their order is noise, and pruning by it would flatter the lock (or, on scratch, the
-        base).
-        """
-        pruner = Pruner(self.task.chance, visible(len(self.task.test)), self.budget)
-        model = self.targets[name, 0]
-        for attack in self.attacks:
-            watch = pruner.begin()
-            run = self._run(name, model, attack, watch=watch)
-            pruner.end(run)
-            yield run
-
-    def _run(self, target: str, model: Model, attack: Attack, *, watch: Watch | None = None) -> RunRecord:
-        found = self.kept.get(target, attack)
-        if found is None:
-            outcome = self._carry_out(target, model, attack, watch)
-            found = RunRecord(
-                target,
-                attack.name,
-                attack.config(),
-                attack.seed,
-                kind=attack.kind,
-                label=attack.label,
-                title=attack.title,
-                **dataclasses.asdict(outcome),
-            )
-            self.kept.put(found)
-        elif watch is not None:
-            # The tuner hears of a finished run what it heard while it went on.
-            for step, score in found.curve:
-                watch(step, score)
-        return found
-
-    def _carry_out(self, target: str, model: Model, attack: Attack, watch: Watch | None) -> Outcome:
-        try:
-            return attack(
-                model,
-                self.task,
-                self.budget,
-                # What an attack costs of utility is asked of the released model; runs given up count, too: the
-                # gentle ones, which lose nothing, are among them.
-                retain=self.retain if target == "locked" else None,
-                evaluations=self.suite.evaluations,
-                watch=watch,
-                public=self.public,
-            ).outcome
-        except InputError:
-            raise
-        except InapplicableError as error:
-            reason = str(error)
-        except (RuntimeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        # Not every attack fits every architecture; that is a finding about the attack, with its reason.
-        return Outcome(Status.FAILED, [], None, reason=reason)
+    def measured(self, model: Model) -> float | None:
+        """The same by a converged solver rather than the lock's warm basis."""
+        if self.lock is None:
+            return None
+        values: list[float] = []
+        for weight in weight_matrices(model.module, self.lock.include, self.lock.exclude):
+            values += singular_values(weight.matrix.detach(), self.lock.top_k).tolist()
+        return sum(values) / len(values) if values else None
 
 
-def _finalists(runs: list[RunRecord], suite: Suite) -> list[Attack]:
-    """The attacks that did best on a target under the first seed, with ties going to the earlier one."""
-    ended = [run for run in runs if run.best is not None and run.pruned_at is None]
-    ended.sort(key=lambda run: -(run.best or 0.0))
-    keys = [(run.attack, run.config) for run in ended[: suite.finalists]]
-    return [attack for attack in suite.attacks if (attack.name, attack.config()) in keys]
+def _folders(kept: Path, shared: Path, floors: Path) -> dict[str, Path]:
+    """Where the runs on each target are kept."""
+    runs = {"control": kept, "locked": kept, "base": shared}
+    runs |= dict.fromkeys(("scratch", "classical", "public", "student"), floors)
+    return {name: folder / "runs" for name, folder in runs.items()}
 
 
-def _control(base: Model, retain: Task, card: dict[str, Any] | None, kept: Path) -> Model | None:
-    """The base after the lock's own training with its spectral term off, for as many steps as the lock took."""
-    if card is None:
-        return None
-    lock = lock_of(card)
-    weights = kept / "control.safetensors"
-    if weights.exists():
-        control = base.copy()
-        load_model(control.module, weights)
-        return control
-    states = kept / "control"
-    states.mkdir(exist_ok=True)
-    control = lock.control(base, retain, stop_at=card["chosen_step"], folder=states)
-    partial = weights.with_suffix(".partial")
-    save_model(control.module, str(partial))
-    partial.rename(weights)
-    return control
-
-
-def lock_of(card: dict[str, Any]) -> Lock:
-    """The lock that a card describes."""
-    config = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in card["config"].items()
+def _bound(targets: Targets, attack: Task, retain: Task, claim: Any) -> dict[str, Any]:
+    """What a run on each target depends on beside its attack and budget: kept runs are found by it alone."""
+    base, locked = identity(targets.base), identity(targets.locked)
+    common = [
+        attack.digest(),
+        getattr(attack, "max_length", None),
+        environment()["torch"],
+        str(targets.base.device),
+    ]
+    # Of the base, scratch and the classical model have only the recipe.
+    recipe = [base.configuration, base.tokenizer, base.preprocessing]
+    public = None if targets.public is None else identity(targets.public).fingerprint
+    bound: dict[str, list[Any]] = {
+        "scratch": recipe,
+        "classical": [base.tokenizer, base.preprocessing],
+        "base": [base.fingerprint, retain.digest(), public],
+        "public": [public, recipe],
+        "student": [base.fingerprint, retain.digest(), public],
+        "control": [base.fingerprint, retain.digest(), public, claim],
+        "locked": [locked.fingerprint, base.fingerprint, retain.digest(), public],
     }
-    lock: Lock = LOCKS[card["lock"]](**config)
-    return lock
+    return {name: [*common, *what] for name, what in bound.items()}
 
 
 def _spectra(base: Model, locked: Model) -> list[dict[str, Any]]:
@@ -294,16 +263,14 @@ def _spectra(base: Model, locked: Model) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean_top_sigma(model: Model, lock: Lock) -> float:
-    """What the card calls the lock's strength, by a converged solver rather than the lock's warm basis."""
-    values: list[float] = []
-    for weight in weight_matrices(model.module, lock.include, lock.exclude):
-        values += singular_values(weight.matrix.detach(), lock.top_k).tolist()
-    return sum(values) / len(values)
-
-
 def _identity(model: Model) -> dict[str, Any]:
-    return {"name": model.name, "fingerprint": fingerprint(model), "source": dataclasses.asdict(model.source)}
+    found = identity(model)
+    return {
+        "name": model.name,
+        "fingerprint": found.fingerprint,
+        "identity": found._asdict(),
+        "source": asdict(model.source),
+    }
 
 
 def _check_one_family(base: Model, locked: Model) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from speclock.attacks.average import Average
 from speclock.attacks.balance import Balance
 from speclock.attacks.base import Attack
 from speclock.attacks.chain import Chain
@@ -15,28 +16,75 @@ from speclock.attacks.compress import Prune, Quantise
 from speclock.attacks.distill import Distill
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.fuse import Fuse
+from speclock.attacks.heal import Heal
+from speclock.attacks.kick import Kick
 from speclock.attacks.lora import LoRA
+from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip, Merge, Reinitialise, RestoreSigma, Shrink
+from speclock.attacks.reset import ResetUnits
+from speclock.attacks.unshrink import UndoShrinkage
+from speclock.audits.record import UNINFORMED
+
+
+@dataclass(frozen=True)
+class Family:
+    """An attack whose learning rate is searched, or a list of its rates that is not."""
+
+    attacks: tuple[Attack, ...]
+    """Where the search starts, the likeliest first: one attack at rates a decade apart, or one without a rate."""
+    searched: bool = True
+    """Whether rates beyond and between the given ones are tried; version 1 of the suites lists all of its own."""
+
+    @property
+    def name(self) -> str:
+        """The attack in a few words, but for its learning rate."""
+        return self.attacks[0].label
+
+    @property
+    def informed(self) -> bool:
+        """Whether the attacker does more than fine-tune."""
+        return self.attacks[0].kind not in UNINFORMED
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Attacks in the order in which a sweep tries them, and how losing ones are given up."""
+    """Families of attacks in the order in which they are tried, and how their best are run again."""
 
     name: str
     version: int
     steps: int
-    """Budget of each run, in optimizer steps, where the user gives none."""
-    attacks: tuple[Attack, ...]
-    evaluations: int = 4
-    """Scores along each run, evenly spaced."""
-    finalists: int = 1
-    """Configurations of each target that are run again under every further seed."""
+    """Budget of each run, in optimizer steps from the first label on, where the user gives none."""
+    families: tuple[Family, ...]
+    finalists: int = 2
+    """Families whose best configuration runs again under every seed, those most promising that is, with the best
+    uninformed and the best informed one always among them."""
+    student: bool = False
+    """Whether a student of the base's outputs is attacked too."""
 
     @property
     def label(self) -> str:
         """Name and version, as a record quotes them."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """Every attack that is listed, family by family."""
+        return tuple(attack for family in self.families for attack in family.attacks)
+
+
+def listed(*attacks: Attack) -> tuple[Family, ...]:
+    """Families of attacks that differ by their rate alone, and whose rates are those of the list."""
+    groups: dict[str, list[Attack]] = {}
+    for attack in attacks:
+        groups.setdefault(attack.label, []).append(attack)
+    return tuple(Family(tuple(group), searched=False) for group in groups.values())
+
+
+def around(attack: type[FineTune], middle: float, **settings: Any) -> Family:
+    """A search that starts at a rate, a tenth and ten times of it; AdamW decays as in the paper (B.2)."""
+    if settings.setdefault("optimizer", "adamw") == "adamw":
+        settings.setdefault("weight_decay", 0.01)
+    return Family(tuple(attack(lr=rate, **settings) for rate in (middle, middle / 10, middle * 10)))
 
 
 def _sweep(optimizer: str, *rates: float, **settings: Any) -> tuple[Attack, ...]:
@@ -48,13 +96,14 @@ def _adamw(attack: type[FineTune], *rates: float, **settings: Any) -> tuple[Atta
     return tuple(attack(optimizer="adamw", lr=lr, weight_decay=0.01, **settings) for lr in rates)
 
 
-# The likeliest winners come first: pruning compares a run with those before it. AdamW decays as in the paper
+# The likeliest winners come first. AdamW decays as in the paper
 # (B.2); Adam, which differs from it by that alone, fills in the rates between.
-QUICK = Suite(
+QUICK_1 = Suite(
     name="quick",
     version=1,
     steps=32,
-    attacks=(
+    finalists=1,
+    families=listed(
         *_sweep("adamw", 3e-4, 1e-4, 1e-3, 3e-5, 3e-3, weight_decay=0.01),
         *_sweep("adam", 2e-4, 6e-4),
         *_sweep("sgd-momentum", 1e-2, 1e-1),
@@ -66,13 +115,13 @@ QUICK = Suite(
 _MIDDLE = (3e-4, 1e-3, 1e-4, 3e-3)
 """Rates around AdamW's best, from pretrained transformers to small networks; a best on the edge is flagged."""
 
-# Everything of FIELD's list. Sweeps first: they set the mark by which the variants are pruned.
-STANDARD = Suite(
+# Every attack that there was, each over three rates or more.
+STANDARD_1 = Suite(
     name="standard",
     version=1,
     steps=48,
     finalists=3,
-    attacks=(
+    families=listed(
         # Optimizer × learning rate.
         *_adamw(FineTune, *_MIDDLE, 3e-5, 1e-2, 1e-5, 1e-6, 1e-1, 1e-7, 1e-8),
         *_sweep("adam", 2e-4, 6e-4, 6e-5),
@@ -140,5 +189,67 @@ STANDARD = Suite(
         # Distillation.
         *_adamw(Distill, *_MIDDLE),
         *_adamw(Distill, *_MIDDLE, student="public"),
+    ),
+)
+
+# Version 2. Each family's rates are searched from three a decade apart; budgets count from the first label on.
+QUICK = Suite(
+    name="quick",
+    version=2,
+    steps=32,
+    families=(
+        around(FineTune, 1e-4),
+        around(FineTune, 1e-2, optimizer="sgd-momentum"),
+        around(Clip, 1e-4),
+        around(Heal, 1e-4, healing=16),
+        Family((Probe(),)),
+    ),
+)
+
+STANDARD = Suite(
+    name="standard",
+    version=2,
+    steps=48,
+    finalists=3,
+    student=True,
+    families=(
+        # By optimizer: first order, trust ratios, orthogonalised, preconditioned, second order.
+        around(FineTune, 1e-4),
+        around(FineTune, 1e-2, optimizer="sgd-momentum"),
+        around(FineTune, 1e-2, optimizer="adafactor"),
+        around(FineTune, 1e-3, optimizer="lamb"),
+        around(FineTune, 1e-3, optimizer="muon"),
+        around(FineTune, 1e-3, optimizer="soap"),
+        around(FineTune, 1e-3, optimizer="kron"),
+        around(FineTune, 1e-2, optimizer="xmat"),
+        around(FineTune, 1e-1, optimizer="lbfgs", clip=None),
+        # By knob.
+        around(FineTune, 1e-4, dropout=False),
+        around(FineTune, 1e-4, batch_size=64),
+        around(FineTune, 1e-4, layer_rates="spectral"),
+        around(FineTune, 1e-4, embedding_rate=0.1),
+        around(FineTune, 1e-4, precision="bf16"),
+        around(Kick, 1e-4),
+        # Few parameters.
+        around(LoRA, 1e-3),
+        around(FineTune, 1e-2, parameters="norms"),
+        # Informed: heal, look inside, operate, copy.
+        around(Heal, 1e-4),
+        Family((Probe(),)),
+        around(Clip, 1e-4),
+        around(Clip, 1e-4, rank=32, heal=8),
+        around(UndoShrinkage, 1e-4),
+        around(UndoShrinkage, 1e-4, beta=0.5, denoise=False),
+        around(ResetUnits, 1e-4),
+        around(Balance, 1e-4),
+        around(Fuse, 1e-4),
+        around(Chain, 1e-4),
+        around(Reinitialise, 1e-4, heal=8),
+        around(Distill, 1e-3),
+        # For who knows more than the file.
+        around(Average, 1e-4),
+        around(RestoreSigma, 1e-4),
+        around(Merge, 1e-4),
+        around(Distill, 1e-4, student="public"),
     ),
 )

@@ -1,0 +1,128 @@
+"""What an attacker has without the locked weights, and what the released behaviour alone gives away.
+
+The floor is the best of three: *scratch*, the architecture freshly initialised, with as many steps as help;
+*classical*, no network at all; *public*, the public model where one is known. The *student*, a fresh network taught
+the base's answers, is no part of it: it stands for what no lock can keep, whatever it does to the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from speclock.attacks.base import Attack, Scene, Watch
+from speclock.attacks.finetune import FineTune
+from speclock.audits.classical import classical
+from speclock.audits.record import RunRecord
+from speclock.audits.search import Pruning, at, searched
+from speclock.audits.suite import Family
+from speclock.environment import Meter
+from speclock.models import Model
+from speclock.tasks.base import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from speclock.training import Step
+
+SCRATCH_BUDGET = 8
+"""How many times the attack's budget training from scratch may take; it ends once a doubling brings nothing."""
+
+SCRATCH = (
+    Family(tuple(FineTune(optimizer="adamw", lr=lr, weight_decay=0.01) for lr in (1e-3, 1e-4, 1e-2))),
+    Family(tuple(FineTune(optimizer="sgd-momentum", lr=lr) for lr in (1e-1, 1e-2, 1.0))),
+)
+"""What is searched over: an untrained network needs larger rates than a trained one."""
+
+STUDENT_STEPS = 1000
+"""Steps of the student's lessons: a fresh transformer's first hundreds teach it nothing yet."""
+
+
+def without_a_network(task: Task, reader: Model) -> RunRecord:
+    """The classical model's record: one run, scored once on the test split."""
+    with Meter() as meter:
+        found = classical(task, reader)
+        held, tested = found.answers("validation"), found.answers("test")
+    score = task.measured(held, "validation")
+    return RunRecord(
+        target="classical",
+        attack="classical",
+        config={"pipeline": found.name},
+        seed=0,
+        status="ok",
+        stage="final",
+        kind="classical",
+        family="classical",
+        title=found.name,
+        curve=[(0, score)],
+        best=score,
+        best_step=0,
+        test=task.measured(tested, "test"),
+        answers=tested.tolist(),
+        beside={
+            name: other.measured(found.answers("test", other), "test") for name, other in task.beside.items()
+        },
+        seconds=meter.seconds,
+        peak_memory_mb=meter.peak_memory_mb,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson(FineTune):
+    """A fresh network taught what the base answers: KL divergence to its logits at a temperature of 2."""
+
+    schedule: str = "linear"
+    batch_size: int = 32
+
+    name: ClassVar[str] = "lesson"
+
+    def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
+        import torch
+        import torch.nn.functional as F
+
+        from speclock.training import fit
+
+        assert scene.public is not None
+        teacher, heat = scene.public.copy().module.eval().requires_grad_(False), 2.0
+
+        def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            with torch.no_grad():
+                wanted = (scene.task.logits(teacher, batch).float() / heat).log_softmax(-1)
+            found = (scene.task.logits(module, batch).float() / heat).log_softmax(-1)
+            return heat**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+        model.module.requires_grad_(True)
+        lessons = replace(self, warmup=scene.steps // 10)
+        yield from fit(model, scene.task, lessons, steps=scene.steps, loss=loss, title="student")
+
+
+LESSONS = Family(tuple(Lesson(optimizer="adamw", lr=lr, weight_decay=0.01) for lr in (1e-3, 1e-4, 1e-2)))
+
+
+def taught_by(
+    base: Model, retain: Task, steps: int = STUDENT_STEPS, seed: int = 0
+) -> tuple[Model, dict[str, Any]]:
+    """The base's architecture, fresh, taught the base's answers to the retain task's inputs; and how well it does.
+
+    The rate of its lessons is searched as an attack's is, on the retain task's validation split.
+    """
+    fresh = base.scratch(seed)
+    pruning = Pruning(retain.chance, len(retain.part("validation")), steps)
+
+    def attempt(attack: Attack, watch: Watch) -> RunRecord:
+        outcome = attack(fresh, retain, steps, public=base, watch=watch, utility=False).outcome
+        return RunRecord.of(attack, outcome, target="student", stage="search", steps=steps)
+
+    runs = list(searched(LESSONS, attempt, pruning))
+    scored = [run for run in runs if run.best is not None]
+    best = max(scored, key=lambda run: run.best or 0.0) if scored else runs[0]
+    chosen = replace(at(LESSONS.attacks[0], best.config["lr"]), seed=seed)
+    attacked = chosen(fresh, retain, steps, public=base, quoted=True, utility=False)
+    return attacked.model, {
+        "utility": attacked.outcome.test,
+        "lr": best.config["lr"],
+        "steps": steps,
+        "rates_tried": len(runs),
+    }

@@ -1,0 +1,133 @@
+"""The search over learning rates within one family of attacks: begun wide, extended to an inside best, refined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from speclock.attacks.base import Attack, Watch
+from speclock.attacks.finetune import FineTune
+from speclock.audits.record import RunRecord
+from speclock.audits.suite import Family
+
+LOWEST, HIGHEST = 1e-8, 1e2
+"""Learning rates beyond which no search goes."""
+
+Attempt = Callable[[Attack, Watch], RunRecord]
+"""Carries out one attack; the watch ends it early."""
+
+
+def searched(family: Family, attempt: Attempt, pruning: Pruning) -> Iterator[RunRecord]:
+    """Every run of a family's search on one target.
+
+    The rates that the family lists come first. While the best of all lies on an edge, the next rate a decade
+    further out is tried; once it lies inside, so are the rates half a decade to either side of it. A rate that
+    diverged or collapsed is an edge that the best cannot lie on.
+    """
+    found: dict[float, RunRecord] = {}
+
+    def tried(attack: Attack) -> RunRecord:
+        run = attempt(attack, pruning.watch(attack))
+        pruning.hear(run)
+        return run
+
+    for attack in family.attacks:
+        run = tried(attack)
+        if family.searched and isinstance(attack, FineTune):
+            found[attack.lr] = run
+        yield run
+    while found and (rate := _next(found)) is not None:
+        found[rate] = tried(at(family.attacks[0], rate))
+        yield found[rate]
+
+
+def at(attack: Attack, rate: float) -> Attack:
+    """The same attack at another learning rate."""
+    assert isinstance(attack, FineTune), f"{attack.name} has no learning rate"
+    return replace(attack, lr=rate)
+
+
+def best_of(runs: dict[float, RunRecord]) -> float | None:
+    """The rate of the best run, of equals the first; None where no run has a score."""
+    scored = {rate: run.best for rate, run in runs.items() if run.best is not None}
+    return max(scored, key=lambda rate: scored[rate], default=None)
+
+
+def _next(runs: dict[float, RunRecord]) -> float | None:
+    """The rate to try next; None once the best has neighbours on both sides half a decade off."""
+    best = best_of(runs)
+    if best is None:
+        # Everything blew up or collapsed: only lower rates may not.
+        lower = _rounded(min(runs) / 10)
+        return lower if lower >= LOWEST else None
+    if best in (max(runs), min(runs)):
+        further = _rounded(best * 10 if best == max(runs) else best / 10)
+        if LOWEST <= further <= HIGHEST:
+            return further
+    between = (_rounded(best * 10**0.5), _rounded(best / 10**0.5))
+    return next((rate for rate in between if rate not in runs and min(runs) < rate < max(runs)), None)
+
+
+def _rounded(rate: float) -> float:
+    """Two digits: half a decade above 1e-4 is 3.2e-4, and is found again whichever way it is come by."""
+    return float(f"{rate:.1e}")
+
+
+RUNGS = (0.25, 0.5)
+"""Parts of the budget after which the runs of a search are scored and compared."""
+
+
+def rungs(steps: int) -> list[int]:
+    """The steps at which a search scores its runs: at the rungs and at the end.
+
+    >>> rungs(40)
+    [10, 20, 40]
+    """
+    return sorted({*(max(1, round(rung * steps)) for rung in RUNGS), steps})
+
+
+def visible(n: int) -> float:
+    """The difference between two scores on ``n`` examples below which their order may be chance.
+
+    Half the 95% interval of a proportion near one half, and never less than a tenth: the best of a sweep at
+    chance lies that far above it.
+    """
+    return max(0.1, 0.98 / n**0.5)
+
+
+class Pruning:
+    """When a run of a search is given up: visibly behind a rival of its family at the same number of labelled steps.
+
+    Rivals see their first label at the same step, so neither healing nor imitation is counted against a run, and
+    one is only given up when a rival has visibly learnt: while all hover around chance their order is noise, and
+    pruning by it would flatter the lock (or, on scratch, the base). The best of a family is never given up.
+    """
+
+    def __init__(self, chance: float, examples: int, steps: int) -> None:
+        self.chance = chance
+        self.visible = visible(examples)
+        self.steps = steps
+        self.leader: dict[float, float] = {}
+        """Best score so far of any run at each rung."""
+
+    def watch(self, attack: Attack) -> Watch:
+        """A new run's watch: it hears of every score and answers whether to give up."""
+        first, best, passed = attack.unlabelled(self.steps), 0.0, set[float]()
+
+        def losing(step: int, score: float) -> bool:
+            nonlocal best
+            best = max(best, score)
+            # Evaluations lie within half a step of the rungs.
+            rungs = {rung for rung in RUNGS if step - first + 0.5 >= rung * self.steps} - passed
+            passed.update(rungs)
+            ahead = self.leader.get(max(rungs), 0.0) if rungs else 0.0
+            return ahead - max(best, self.chance) > self.visible
+
+        return losing
+
+    def hear(self, run: RunRecord) -> None:
+        """Take in a run that has ended, in this process or in an earlier one."""
+        for rung in RUNGS:
+            scores = [score for step, score in run.curve if step - run.first_label <= rung * run.steps + 0.5]
+            if scores and run.best is not None:
+                self.leader[rung] = max(self.leader.get(rung, 0.0), *scores)

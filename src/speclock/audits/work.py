@@ -1,0 +1,291 @@
+"""Who runs what: an audit's searches and finals as units of work, one after the other or in several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Watch, log_spaced
+from speclock.audits.floors import SCRATCH, SCRATCH_BUDGET, without_a_network
+from speclock.audits.kept_runs import KeptRuns
+from speclock.audits.record import RunRecord
+from speclock.audits.search import Pruning, at, rungs, searched
+from speclock.audits.suite import Family, Suite
+from speclock.audits.targets import Targets
+from speclock.audits.workers import workers
+from speclock.environment import has_bf16, ran_out_of_memory
+from speclock.errors import InputError
+from speclock.tasks.base import Task
+
+KEPT_WITHIN = 0.05
+"""How far what stands beside a backdoor or a relearning may fall below the base's for its score to count."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is done in one go, by one process."""
+
+    target: str
+    family: Family | None = None
+    """Search this family on the target."""
+    final: Attack | None = None
+    """Run this finalist on the target."""
+    times: int = 1
+    """How many times the budget a finalist has."""
+
+
+@dataclass
+class Work:
+    """An audit's runs. A worker process reads a copy from disk."""
+
+    targets: Targets
+    task: Task
+    retain: Task
+    suite: Suite
+    budget: int
+    seeds: int
+    siblings: tuple[Any, ...]
+    kept: KeptRuns
+    keep: float | None = None
+    """What the tasks beside must score for an evaluation to count; None until the base's own search is done."""
+    runs: list[RunRecord] = field(default_factory=list)
+
+    def carry_out(self, crew: Crew) -> None:
+        """Everything within the budget: first what needs nothing of the others, then what the base's runs decide on."""
+        names = ["classical", *self.targets.trained()]
+        first = [name for name in ("base", "scratch", "public") if name in self.targets.names()]
+        self._do(crew, [*self._searches(first), *(Unit(name) for name in names)])
+        self._settle()
+        rest = [name for name in self.targets.names() if name not in first]
+        self._do(crew, [*self._finals(first), *self._searches(rest)])
+        self._do(crew, self._finals(rest))
+
+    def go_on(self, crew: Crew, times: int) -> None:
+        """The finalists of every target but scratch, which had as many steps as help, with more of a budget."""
+        again = [name for name in self.targets.names() if name != "scratch"]
+        self._do(crew, self._finals(again, times))
+
+    def perform(self, unit: Unit) -> list[RunRecord]:
+        """One unit's runs."""
+        if unit.family is not None:
+            return list(self._search(unit.target, unit.family))
+        if unit.final is not None:
+            return [self._final(unit.target, unit.final, unit.times)]
+        if unit.target == "classical":
+            return [self.kept.once("classical", lambda: without_a_network(self.task, self.targets.base))]
+        self.targets.prepare(unit.target)
+        return []
+
+    # -- which units ---------------------------------------------------------------------------------------
+
+    def _do(self, crew: Crew, units: list[Unit]) -> None:
+        for found in crew.perform(self, units):
+            self.runs += found
+
+    def _searches(self, names: Iterable[str]) -> list[Unit]:
+        return [Unit(name, family) for name in names for family in self._families(name)]
+
+    def _families(self, target: str) -> list[Family]:
+        """The suite's, but for those that lack what they need."""
+        if target == "scratch":
+            return list(SCRATCH)
+        lacking = {
+            "needs_public": self.targets.public is None or target == "public",
+            "needs_siblings": not self.siblings,
+        }
+        bf16 = has_bf16()
+        return [
+            family
+            for family in self.suite.families
+            if not any(getattr(family.attacks[0], need) and lacks for need, lacks in lacking.items())
+            and (bf16 or family.attacks[0].config().get("precision", "no") != "bf16")
+        ]
+
+    def _finals(self, names: Iterable[str], times: int = 1) -> list[Unit]:
+        return [
+            Unit(name, final=replace(attack, seed=seed), times=times)
+            for name in names
+            for attack in self._finalists(name)
+            for seed in range(1, self.seeds + 1)
+        ]
+
+    def _finalists(self, target: str) -> list[Attack]:
+        """The best configuration of the most promising families, the best uninformed and informed one among them."""
+        attacks = {(a.name, a.label): a for family in self._families(target) for a in family.attacks}
+        runs = [r for r in self.runs if r.target == target and r.stage == "search" and r.best is not None]
+        best: dict[str, RunRecord] = {}
+        for run in sorted(runs, key=lambda run: -(run.best or 0.0)):
+            best.setdefault(run.family, run)
+        order = list(best.values())
+        ends = [next((run for run in order if run.informed is informed), None) for informed in (False, True)]
+        chosen = [run for run in ends if run is not None]
+        chosen += [run for run in order if run not in chosen]
+        most = 1 if target == "scratch" else max(self.suite.finalists, len([e for e in ends if e]))
+        found = []
+        for run in chosen[:most]:
+            attack = attacks[run.attack, run.family]
+            found.append(at(attack, run.config["lr"]) if "lr" in run.config else attack)
+        return found
+
+    def _settle(self) -> None:
+        """Decide by the base's search what must stand beside a score, and count the base's own runs by it."""
+        if not self.task.collapses:
+            return
+        reached = [
+            min(run.beside.values()) for run in self.runs if run.target == "base" and run.best is not None
+        ]
+        self.keep = max(reached, default=0.0) - KEPT_WITHIN
+        for run in self.runs:
+            recount_(run, self.keep)
+
+    # -- runs ----------------------------------------------------------------------------------------------
+
+    def _search(self, target: str, family: Family) -> Iterator[RunRecord]:
+        scratch = target == "scratch"
+        steps = self.budget * (SCRATCH_BUDGET if scratch else 1)
+        due = log_spaced(steps) if scratch else rungs(steps)
+        pruning = Pruning(self.task.chance, len(self.task.part("validation")), steps)
+
+        def attempt(attack: Attack, watch: Watch) -> RunRecord:
+            return self._run(target, attack, "search", steps, due, watch)
+
+        return searched(family, attempt, pruning)
+
+    def _final(self, target: str, attack: Attack, times: int) -> RunRecord:
+        steps = self.budget * (SCRATCH_BUDGET if target == "scratch" else times)
+        return self._run(target, attack, "final", steps, log_spaced(steps), None)
+
+    def _run(
+        self, target: str, attack: Attack, stage: str, steps: int, due: list[int], watch: Watch | None
+    ) -> RunRecord:
+        settings = {"stage": stage, "steps": steps, "keep": self.keep}
+        if (kept := self.kept.get(target, attack, **settings)) is not None:
+            return kept
+        outcome, fits = self._carry_out(target, attack, stage, steps, due, watch)
+        run = RunRecord.of(attack, outcome, target=target, stage=stage, steps=steps)
+        if fits:
+            self.kept.put(run, attack, **settings)
+        return run
+
+    def _carry_out(
+        self, target: str, attack: Attack, stage: str, steps: int, due: list[int], watch: Watch | None
+    ) -> tuple[Outcome, bool]:
+        """What the attack gave, and whether that is a finding: memory that ran out says nothing of the model."""
+        try:
+            model = self.targets.model(target, attack.seed)
+            attacked = attack(
+                model,
+                self.task,
+                steps,
+                retain=self.retain,
+                public=self.targets.public,
+                # What was not released several times over averages to itself.
+                siblings=self.siblings if target == "locked" else (model,) * len(self.siblings),
+                due=due,
+                watch=watch,
+                patience=self.budget if target == "scratch" else None,
+                keep=self.keep,
+                quoted=stage == "final",
+                # What an attack costs of utility is asked of the released model.
+                utility=target == "locked",
+            )
+            return attacked.outcome, True
+        except InputError:
+            raise
+        except InapplicableError as error:
+            return Outcome(Status.FAILED, [], None, reason=str(error)), True
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if ran_out_of_memory(error):
+                return Outcome(
+                    Status.FAILED, [], None, reason="out of memory, with one example at a time"
+                ), False
+            # Not every attack fits every architecture; that is a finding about the attack, with its reason.
+            return Outcome(Status.FAILED, [], None, reason=f"{type(error).__name__}: {error}"), True
+
+
+def recount_(run: RunRecord, keep: float) -> None:
+    """Count a run's evaluations again, those alone at which what stands beside was kept.
+
+    A run that has no such evaluation, or a test score beside which the clean one fell, has collapsed.
+    """
+    if run.status != "ok":
+        return
+    kept = {
+        step: all(dict(curve)[step] >= keep for curve in run.beside_curves.values()) for step, _ in run.curve
+    }
+    counted = [(score, -step) for step, score in run.curve if kept[step]]
+    fell = run.test is not None and any(value < keep for value in run.beside.values())
+    if fell or not counted:
+        run.status, run.best, run.best_step, run.test = "collapsed", None, None, None
+        run.reason = f"no evaluation kept what stands beside it at {keep:.1%}"
+        return
+    run.best, run.best_step = max(counted)[0], -max(counted)[1]
+
+
+# -- who does them -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Crew:
+    """One process, or several that read their work from a file."""
+
+    bar: tqdm[Any]
+    pool: Executor | None = None
+    folder: Path | None = None
+
+    def perform(self, work: Work, units: list[Unit]) -> Iterator[list[RunRecord]]:
+        """What each unit gives, in the order of the units."""
+        self.bar.total = (self.bar.total or 0) + len(units)
+        self.bar.refresh()
+        if self.pool is None:
+            for unit in units:
+                found = work.perform(unit)
+                self._heard(unit)
+                yield found
+            return
+        assert self.folder is not None
+        # A path, not tensors: each tensor that is handed to a process holds a file of its own open.
+        number = len(list(self.folder.glob("work-*.pt")))
+        path = self.folder / f"work-{number}.pt"
+        torch.save(replace(work, runs=[]), path)
+        futures = {self.pool.submit(_perform, path, unit): unit for unit in units}
+        for future in as_completed(futures):
+            future.result()  # a failed one ends the audit now
+            self._heard(futures[future])
+        yield from (future.result() for future in futures)
+
+    def _heard(self, unit: Unit) -> None:
+        what = unit.family.name if unit.family else unit.final.title if unit.final else ""
+        self.bar.set_postfix_str(f"{unit.target}: {what}".rstrip(": "))
+        self.bar.update()
+
+
+@contextlib.contextmanager
+def crew(jobs: int, folder: Path) -> Iterator[Crew]:
+    """A crew of ``jobs`` processes, this one where that is one."""
+    with tqdm(desc="audit", unit="unit", disable=None) as bar:
+        if jobs == 1:
+            yield Crew(bar)
+            return
+        for left in folder.glob("work-*.pt"):
+            left.unlink()
+        with workers(jobs) as pool:
+            yield Crew(bar, pool, folder)
+
+
+def _perform(path: Path, unit: Unit) -> list[RunRecord]:
+    return _read(path).perform(unit)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path) -> Work:
+    work: Work = torch.load(path, weights_only=False)  # written by the process that asks for it
+    return work

@@ -1,0 +1,133 @@
+"""The search over rates, and when it gives a run up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speclock.attacks.base import Attack, Watch
+from speclock.attacks.finetune import FineTune
+from speclock.attacks.repair import Clip
+from speclock.audits.record import RunRecord
+from speclock.audits.search import HIGHEST, LOWEST, Pruning, rungs, searched, visible
+from speclock.audits.suite import Family, around
+
+STEPS = 40
+
+
+def run_of(attack: Attack, curve: list[tuple[int, float]], pruned_at: int | None = None) -> RunRecord:
+    return RunRecord(
+        target="locked",
+        attack=attack.name,
+        config=attack.config(),
+        seed=0,
+        status="ok" if curve else "diverged",
+        curve=curve,
+        best=max((score for _, score in curve), default=None),
+        steps=STEPS,
+        first_label=attack.unlabelled(STEPS),
+        pruned_at=pruned_at,
+    )
+
+
+def search(
+    family: Family,
+    score: Callable[[float], float | None],
+    shape: Callable[[float], float] = lambda part: part,
+) -> dict[float, RunRecord]:
+    """The runs of a search over attacks that reach ``score(lr)``, ``shape(part of the budget)`` of it on the way."""
+
+    def attempt(attack: Attack, watch: Watch) -> RunRecord:
+        assert isinstance(attack, FineTune)
+        end, curve = score(attack.lr), []
+        if end is None:
+            return run_of(attack, [])
+        first = attack.unlabelled(STEPS)
+        for step in rungs(STEPS):
+            curve.append((first + step, end * shape(step / STEPS)))
+            if watch(*curve[-1]) and step < STEPS:
+                return run_of(attack, curve, pruned_at=first + step)
+        return run_of(attack, curve)
+
+    return {run.config["lr"]: run for run in searched(family, attempt, Pruning(0.1, 400, STEPS))}
+
+
+@given(st.floats(math.log10(LOWEST) + 0.5, math.log10(HIGHEST) - 0.5), st.sampled_from([1e-4, 1e-2, 1.0]))
+def test_the_best_is_found_wherever_it_lies(peak: float, middle: float) -> None:
+    runs = search(around(FineTune, middle), lambda lr: 1 - 0.05 * abs(math.log10(lr) - peak))
+    best = max(runs, key=lambda lr: runs[lr].best or 0)
+    assert abs(math.log10(best) - peak) <= 0.26, "half a decade apart, so a quarter off at most"
+    assert min(runs) < best < max(runs), "and it lies inside"
+
+
+def test_a_rate_that_diverges_is_an_edge_the_best_cannot_lie_on() -> None:
+    runs = search(around(FineTune, 1e-4), lambda lr: None if lr > 5e-4 else 0.2 + 0.1 * (math.log10(lr) + 8))
+    assert max(rate for rate, run in runs.items() if run.best is not None) == 3.2e-4
+    assert runs[1e-3].status == "diverged"
+    assert max(runs) == 1e-3
+
+
+def test_where_all_diverge_lower_rates_are_tried() -> None:
+    runs = search(around(FineTune, 1e-2), lambda lr: None if lr > 2e-6 else 0.5)
+    assert runs[1e-6].best == 0.5
+    assert len(search(around(FineTune, 1e-2), lambda lr: None)) == 8, "down to the lowest, and then no more"
+
+
+def test_only_the_search_s_own_end_is_an_edge() -> None:
+    runs = search(around(FineTune, 1e-4), lambda lr: 0.5 + 0.01 * math.log10(lr))
+    assert max(runs, key=lambda lr: runs[lr].best or 0) == HIGHEST
+
+
+def test_a_listed_family_is_tried_as_listed_and_a_probe_once() -> None:
+    rates = (1e-4, 1e-3)
+    listed = Family(tuple(FineTune(lr=lr) for lr in rates), searched=False)
+    assert set(search(listed, lambda lr: lr)) == set(rates)
+
+
+def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
+    ends = {1e-4: 0.9, 1e-5: 0.3, 1e-3: 0.85}
+    runs = search(around(FineTune, 1e-4), lambda lr: ends.get(lr, 0.88), shape=lambda part: 1.0)
+    assert runs[1e-4].pruned_at is runs[1e-3].pruned_at is None
+    assert runs[1e-5].pruned_at == 10, "a quarter of the budget"
+    around_chance = search(around(FineTune, 1e-4), lambda lr: {1e-4: 0.15, 1e-5: 0.05}.get(lr, 0.1))
+    assert all(run.pruned_at is None for run in around_chance.values())
+
+
+def test_the_best_of_a_family_always_goes_to_the_end() -> None:
+    """A rate that learns late but best is behind at every rung by less than is visible."""
+    late = {1e-5: lambda part: part**0.2, 1e-4: lambda part: part**0.25}
+    runs = search(around(FineTune, 1e-4), lambda lr: 0.9 if lr == 1e-5 else 0.8, shape=late[1e-4])
+    assert max(runs.values(), key=lambda run: run.best or 0).complete
+
+
+def test_healing_is_not_counted_against_a_run() -> None:
+    """Two families of the same strength, one of which sees its first label eight steps later, end alike."""
+    ends = {1e-4: 0.9, 1e-5: 0.3}
+    plain = search(around(FineTune, 1e-4), lambda lr: ends.get(lr, 0.5))
+    healed = search(around(Clip, 1e-4, heal=8), lambda lr: ends.get(lr, 0.5))
+    assert {lr: run.best for lr, run in plain.items()} == {lr: run.best for lr, run in healed.items()}
+    assert healed[1e-5].pruned_at == 8 + (plain[1e-5].pruned_at or 0)
+
+
+def test_the_same_runs_from_disk_prune_alike() -> None:
+    """A resumed search hears of kept runs what it heard while they went on."""
+    first, again = Pruning(0.1, 400, STEPS), Pruning(0.1, 400, STEPS)
+    leader = run_of(FineTune(lr=1e-4), [(10, 0.6), (20, 0.8), (40, 0.9)])
+    for pruning in (first, again):
+        pruning.hear(leader)
+    watches = [pruning.watch(FineTune(lr=1e-5)) for pruning in (first, again)]
+    assert [watch(10, 0.2) for watch in watches] == [True, True]
+
+
+@pytest.mark.parametrize(("n", "given_up"), [(60, False), (400, True)])
+def test_a_small_split_prunes_only_what_is_far_behind(n: int, given_up: bool) -> None:
+    """28% against a leader at 40% on 60 examples is within the split's sampling error; on 400 it is not."""
+    pruning = Pruning(0.25, n, STEPS)
+    pruning.hear(run_of(FineTune(lr=1e-4), [(10, 0.4), (20, 0.4), (40, 0.4)]))
+    watch = pruning.watch(FineTune(lr=1e-5))
+    assert (True in {watch(step, 0.28) for step in (10, 20)}) is given_up
+    assert visible(n) >= 0.1
