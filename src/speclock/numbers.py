@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 NONE = "–"
@@ -53,6 +54,35 @@ def interval(bounds: Any) -> str:
         return ""
     low, high = (100 * min(max(end, 0.0), 1.0) for end in (ends[0], ends[1]))
     return f"{low:.1f}–{high:.1f}%"
+
+
+def ratio(value: Any) -> str:
+    """A quotient of scores, such as uplift.
+
+    >>> ratio(0.2449), ratio(-0.031), ratio(-0.001), ratio(None)
+    ('0.24', '−0.03', '0.00', '–')
+    """
+    number = finite(value)
+    if number is None:
+        return NONE
+    text = f"{abs(number):.2f}"
+    return f"−{text}" if number < 0 and float(text) else text
+
+
+def between(bounds: Any, how: Callable[[Any], str] = ratio) -> str:
+    """An interval of anything else, its ends written by ``how``; an end that is None cannot be told.
+
+    >>> between([0.12, 0.31]), between((2.5, None), times), between([None, 1.0]), between(None)
+    ('0.12 to 0.31', '2.5× or more', '1.00 or less', '')
+    """
+    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+        return ""
+    low, high = (finite(end) for end in bounds)
+    if low is None or high is None:
+        return (
+            f"{how(low)} or more" if low is not None else f"{how(high)} or less" if high is not None else ""
+        )
+    return f"{how(low)} to {how(high)}"
 
 
 def short(number: float) -> str:

@@ -1,107 +1,137 @@
-"""A record such as an audit leaves. Fixture data: every number here is made up by a formula."""
+"""Records such as audits leave. Fixture data: every number here is made up by a formula."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from statistics import fmean
 from typing import Any
 
 import pytest
 
+from speclock.audits.compare import Comparison, compare
+from speclock.audits.record import FLOOR, TARGETS, Flag, Record, RunRecord
 from speclock.report import render
-from speclock.report.runs import mean_best, strongest
 
-Record = dict[str, Any]
-
-# Per target: the score reached, the learning rate that reaches it, how soon.
+# Per target: the test score reached, the learning rate that reaches it, how soon.
 PLATEAUS = {
     "base": (0.90, 3e-4, 0.25),
-    "scratch": (0.27, 3e-4, 0.5),
-    "control": (0.66, 3e-4, 0.5),
-    "locked": (0.43, 1e-4, 0.8),
+    "control": (0.86, 3e-4, 0.3),
+    "locked": (0.63, 1e-4, 0.8),
+    "student": (0.58, 3e-4, 0.4),
+    "scratch": (0.31, 1e-3, 0.5),
+    "classical": (0.49, 1.0, 0.0),
+    "public": (0.44, 3e-4, 0.5),
 }
-# Per optimizer: how much of that it gets, and how much larger its learning rate is.
-OPTIMIZERS = {"adamw": (1.0, 1.0), "sgd": (0.62, 30.0), "adafactor": (0.93, 1.0)}
+# Per family: its kind, how much of the plateau it gets, and how much larger its learning rate is.
+FAMILIES = {
+    "adamw": ("fine-tuning", 1.0, 1.0),
+    "sgd-momentum": ("fine-tuning", 0.83, 100.0),
+    "zeroth-order": ("fine-tuning", 0.35, 0.1),
+    "adamw (parameters norms, no dropout)": ("fine-tuning", 0.8, 10.0),
+    "lora, then adamw": ("adapters", 0.93, 3.0),
+    "clip, then adamw": ("surgery", 1.04, 1.0),
+}
 RATES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3)
-STEPS, CHANCE = 60, 0.25
+STEPS, CHANCE, GAP = 64, 0.25, 0.015
+"""``GAP`` is how far validation scores lie above test scores, so that a page cannot mix them up unseen."""
 
 
 def make_record(
-    seeds: tuple[int, ...] = (0, 1, 2), rates: tuple[float, ...] = RATES, matrices: int = 40
+    seeds: tuple[int, ...] = (1, 2, 3),
+    rates: tuple[float, ...] = RATES,
+    matrices: int = 40,
+    targets: Iterable[str] = TARGETS,
+    plateaus: dict[str, tuple[float, float, float]] | None = None,
 ) -> Record:
     """A four-newsgroups attack on a guard model, with some runs diverged, failed and pruned."""
     draw = random.Random(0)
-    runs = [
-        make_run(draw, target, optimizer, lr, seed)
-        for target in PLATEAUS
-        for optimizer in OPTIMIZERS
-        for lr in rates
-        for seed in seeds
-    ]
-    for seed in seeds:
-        run = make_run(draw, "locked", "adamw", 1e-4, seed)
-        runs.append({**run, "attack": "clip", "config": {**run["config"], "to": "median", "warmup": 10}})
-    best = {target: mean_best(strongest(runs, target)) for target in PLATEAUS}
-    uplift = (best["locked"] - best["scratch"]) / (best["base"] - best["scratch"])
-    return {
-        "format": "speclock-audit/1",
-        "command": "speclock audit guard-locked --base guard --retain-task jailbreak"
+    plateaus = PLATEAUS | (plateaus or {})
+    runs = []
+    for target in targets:
+        if target == "classical":
+            runs.append(make_classical(plateaus[target][0]))
+            continue
+        families = list(FAMILIES)[: 2 if target == "scratch" else None]
+        for family in families:
+            runs += [make_run(draw, plateaus, target, family, lr, 0, "search") for lr in rates]
+        finalists = ["adamw"] if target == "scratch" else ["adamw", "clip, then adamw"]
+        lr = min(rates, key=lambda lr: abs(math.log(lr / plateaus[target][1])))
+        runs += [
+            make_run(draw, plateaus, target, family, lr, seed, "final")
+            for family in finalists
+            for seed in seeds
+        ]
+    record = Record(
+        command="speclock audit guard-locked --base guard --retain-task jailbreak"
         " --attack-task newsgroups-4 --suite quick --seeds 3 --out audit",
-        "suite": {"name": "quick", "version": 1, "steps": STEPS, "seeds": list(seeds)},
-        "verdict": "The lock costs 1.2% of utility and withstood the budget of 60 steps (slowdown > 4.0×):"
-        f" clip, then adamw at lr 1e-4 reached {best['locked']:.1%}, where the unlocked base gives"
-        f" {best['base']:.1%} and scratch {best['scratch']:.1%}, which leaves the attacker {uplift:.0%} of"
-        f" what the weights are worth (uplift {uplift:.2f}).",
-        "base": {
+        suite={
+            "name": "quick",
+            "version": 2,
+            "steps": STEPS,
+            "budget": STEPS,
+            "seeds": list(seeds),
+            "listed": False,
+            "public_base": None,
+            "siblings": [],
+        },
+        base={
             "name": "guard",
             "fingerprint": "9f2c" * 16,
             "source": {"kind": "package", "origin": "fixture-model==1.0", "sha256": None, "stand_in": None},
+            "student": {"utility": 0.967, "lr": 1e-3, "steps": 1000, "rates_tried": 5},
         },
-        "locked": {
+        locked={
             "name": "guard-locked",
             "fingerprint": "51ab" * 16,
             "source": {"kind": "file", "origin": "guard-locked"},
             "card": make_card(),
+            "card_problem": None,
+            "claimed_sigma": 5.12,
+            "mean_top_sigma": 5.118,
+            "blocked_gradients": [],
+            "differences": [
+                {
+                    "part": "configuration",
+                    "key": "initializer_range",
+                    "base": 0.02,
+                    "locked": 10000.0,
+                    "matters": True,
+                },
+                {
+                    "part": "configuration",
+                    "key": "torch_dtype",
+                    "base": "float32",
+                    "locked": "bfloat16",
+                    "matters": False,
+                },
+            ],
+            "no_control": None,
         },
-        "retain_task": make_task("jailbreak", ["harmless", "harmful"], 1200, 256, 0.5, None),
-        "attack_task": make_task(
+        retain_task=make_task("jailbreak", ["harmless", "harmful"], (1200, 256, 1024), 0.5, None),
+        attack_task=make_task(
             "newsgroups-4",
             ["autos", "hockey", "space", "guns"],
-            480,
-            200,
+            (48, 256, 800),
             CHANCE,
             "the paper's AG News topics",
         ),
-        "summary": {
-            "utility_base": 1.0,
-            "utility_locked": 0.988,
-            **{f"best_{target}": score for target, score in best.items()},
-            "uplift": uplift,
-            "slowdown": "> 4.0",
-            "strongest_attack": "clip, then adamw at lr 1e-4",
-            "target": best["scratch"] + 0.9 * (best["base"] - best["scratch"]),
-            "chance": CHANCE,
-            "intervals": {
-                f"best_{target}": [score - 0.024, score + 0.024] if len(seeds) > 1 else None
-                for target, score in best.items()
-            },
-        },
-        "runs": runs,
-        "spectra": make_spectra(draw, matrices),
-        "flags": [
-            {
-                "name": "edge_of_grid",
-                "why": "The best learning rate on scratch, 1e-3 with sgd, is the largest of the grid.",
-                "next": "Add 3e-3 and 1e-2 to the sweep, or pass --suite standard.",
-            },
-            {
-                "name": "seeds_disagree",
-                "why": "On the locked model the three seeds differ by 13 points.",
-                "next": "Run five seeds: --seeds 5.",
-            },
+        runs=runs,
+        spectra=make_spectra(draw, matrices),
+        flags=[
+            Flag(
+                name="given_away",
+                why="a fresh network taught the base's answers gives the attacker much of it",
+                next="Lock what the model knows beyond its retain task.",
+            ),
+            Flag(
+                name="seeds_disagree",
+                why="seeds range from 52.0% to 71.3% on locked",
+                next="Run more seeds, and quote the interval rather than the mean.",
+            ),
         ],
-        "environment": {
+        environment={
             "python": "3.12.3",
             "torch": "2.13.0",
             "transformers": "4.57.0",
@@ -110,44 +140,198 @@ def make_record(
             "cores": 2,
             "memory_gib": 15.6,
         },
-        "seconds": 312.0,
+        seconds=312.0,
+    )
+    summarise_(record)
+    return record
+
+
+def summarise_(record: Record) -> None:
+    """Fill in what follows from the runs, by plain means in place of the audit's own statistics."""
+    tests: dict[str, float | None] = dict.fromkeys(TARGETS)
+    held, picks = {}, {}
+    for target in TARGETS:
+        groups: dict[str, list[RunRecord]] = {}
+        for run in record.runs:
+            if run.target == target and run.stage == "final" and run.test is not None:
+                groups.setdefault(run.title, []).append(run)
+        if groups:
+            title = max(groups, key=lambda title: fmean(run.best or 0.0 for run in groups[title]))
+            picks[target] = title
+            tests[target] = fmean(run.test or 0.0 for run in groups[title])
+            held[target] = fmean(run.best or 0.0 for run in groups[title])
+    floor_by = max((name for name in FLOOR if name in held), key=lambda name: held[name], default=None)
+    floor = CHANCE if floor_by is None else tests[floor_by]
+    base, locked, student = tests["base"], tests["locked"], tests["student"]
+    assert base is not None
+    assert floor is not None
+
+    def over(what: float | None, mark: float | None) -> float | None:
+        return None if what is None or mark is None or base <= mark else (what - mark) / (base - mark)
+
+    uplift = over(locked, floor)
+    record.summary = {
+        "utility_base": 1.0,
+        "utility_locked": 0.988,
+        **{f"best_{target}": score for target, score in tests.items()},
+        "floor": floor,
+        "floor_validation": held.get(floor_by or "", CHANCE),
+        "floor_by": floor_by,
+        "worth": base - floor,
+        "uplift": uplift,
+        "uplift_uninformed": None if uplift is None else uplift - 0.11,
+        "excess": over(locked, student),
+        "slowdown": 5.333,
+        "slowdown_interval": (3.1, None),
+        "slowdown_examples": 6.125,
+        "slowdown_tflops": 7.75,
+        "target": floor + 0.9 * (held["base"] - floor),
+        "strongest_attack": picks.get("locked"),
+        "strongest_attacks": picks,
+        "strongest_uninformed": "adamw at lr 1e-4",
+        "price": {"passes": 211.0, "tflops": 38.25},
+        "utility_bound": 0.1,
+        "best_locked_bounded": 0.5725,
+        "strongest_attack_bounded": "adamw at lr 1e-4",
+        "chance": CHANCE,
+        "complete": {
+            target: {
+                "runs": sum(run.target == target for run in record.runs),
+                "to_the_end": sum(run.target == target and run.complete for run in record.runs),
+            }
+            for target in TARGETS
+        },
+        "intervals": {
+            **{
+                f"best_{target}": None if score is None else (score - 0.024, score + 0.031)
+                for target, score in tests.items()
+            },
+            "uplift": None if uplift is None else (uplift - 0.17, uplift + 0.19),
+            "excess": None,
+        },
     }
+    record.families = make_families(record.runs, held.get(floor_by or "", CHANCE))
+    record.verdict = (
+        f"The lock costs 1.2% of utility and held back part of what the attacker wanted within {STEPS} steps:"
+        f" {picks.get('locked')} reached {locked or 0:.1%} where the unlocked base gives {base:.1%} and the floor is"
+        f" the {floor:.1%} that the attacker has anyway ({floor_by})."
+    )
 
 
-def make_run(draw: random.Random, target: str, optimizer: str, lr: float, seed: int) -> Record:
+def make_families(runs: list[RunRecord], floor: float) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.stage != "search" or run.target == "scratch":
+            continue
+        row = rows.setdefault(
+            run.family, {"family": run.family, "kind": run.kind, "informed": run.informed, "targets": {}}
+        )
+        seen = row["targets"].setdefault(
+            run.target, {"best": None, "at": None, "runs": 0, "to_the_end": 0, "failed": 0, "diverged": 0}
+        )
+        seen["runs"] += 1
+        seen["to_the_end"] += run.complete
+        if run.status in ("failed", "diverged"):
+            seen[run.status] += 1
+        if run.best is not None and run.best > (seen["best"] or 0.0):
+            seen["best"], seen["at"] = run.best, run.title
+    for row in rows.values():
+        row["inert"] = (row["targets"].get("base", {}).get("best") or 0.0) <= floor
+    return list(rows.values())
+
+
+def make_run(
+    draw: random.Random,
+    plateaus: dict[str, tuple[float, float, float]],
+    target: str,
+    family: str,
+    lr: float,
+    seed: int,
+    stage: str,
+) -> RunRecord:
     """One run: a saturating curve with noise; the corners of the grid diverge, fail or are pruned."""
-    plateau, peak, pace = PLATEAUS[target]
-    share, shift = OPTIMIZERS[optimizer]
+    plateau, peak, pace = plateaus[target]
+    kind, share, shift = FAMILIES[family]
     off = math.log10(lr / shift / peak)
-    gain = max(0.0, plateau * share - CHANCE) * math.exp(-0.9 * off**2)
-    curve: list[list[float]] = []
-    for step in range(0, STEPS + 1, 5):
-        score = CHANCE + gain * (1 - math.exp(-step / (STEPS * pace * 0.45))) + draw.gauss(0, 0.012)
-        curve.append([step, round(min(1.0, max(0.15, score)), 4)])
-    run: Record = {
-        "target": target,
-        "attack": "finetune",
-        "config": {"optimizer": optimizer, "lr": lr, "clip": 1.0},
-        "seed": seed,
-        "status": "ok",
-        "curve": curve,
-        "best": max(score for _, score in curve),
-        "utility_after": None if target == "scratch" else round(0.99 - 0.2 * draw.random(), 4),
-        "seconds": round(20 + 15 * draw.random(), 1),
-        "peak_memory_mb": 912.0,
-        "pruned_at": None,
-        "reason": None,
-    }
-    if lr >= 1e-3 and optimizer != "sgd" and (target in ("locked", "control") or seed == 2):
-        return run | {"status": "diverged", "best": None, "curve": [*curve[:3], [15, None]]}
-    if lr <= 1e-6 and seed == 0:
-        return run | {"pruned_at": 20, "curve": curve[:5], "best": max(score for _, score in curve[:5])}
-    if optimizer == "adafactor" and lr == 1e-5 and target == "scratch":
-        return run | {"status": "failed", "best": None, "curve": [], "reason": "ValueError: fixture reason"}
+    gain = max(0.0, plateau * share - CHANCE) * (1.0 if stage == "final" else math.exp(-0.4 * off**2))
+    budget = STEPS * (8 if target == "scratch" else 1)
+    first = 8 if kind == "surgery" else 0
+    due = [2**i for i in range(int(math.log2(budget)) + 1)]
+    due = due if stage == "final" else [budget // 4, budget // 2, 3 * budget // 4, budget]
+    curve = []
+    for step in due:
+        score = CHANCE + GAP + gain * (1 - math.exp(-step / (budget * pace * 0.45))) + draw.gauss(0, 0.008)
+        curve.append((first + step, round(min(1.0, max(0.15, score)), 4)))
+    best = max(score for _, score in curve)
+    run = RunRecord(
+        target=target,
+        attack="lora" if kind == "adapters" else "clip" if kind == "surgery" else "finetune",
+        config={"optimizer": family.split(" ")[-1], "lr": lr, "clip": 1.0, "batch_size": 8},
+        seed=seed,
+        status="ok",
+        curve=curve,
+        best=best,
+        stage=stage,
+        family=family,
+        kind=kind,
+        title=f"{family} at lr {lr:.0e}".replace("e-0", "e-"),
+        steps=budget,
+        best_step=max(curve, key=lambda point: point[1])[0],
+        utility_after=round(0.99 - 0.2 * draw.random(), 4) if target == "locked" else None,
+        first_label=first,
+        seconds=round(20 + 15 * draw.random(), 1),
+        peak_memory_mb=912.0,
+        passes=budget,
+        tflops=1.5,
+    )
+    if stage == "final":
+        run.test = round(best - GAP, 4)
+        run.answers = [draw.randrange(4) for _ in range(10)]
+        return run
+    if lr >= 1e-3 and kind != "surgery" and target in ("locked", "control"):
+        run.status, run.best, run.best_step = "diverged", None, None
+        run.curve, run.reason = curve[:1], "at step 20"
+    elif family.startswith("lora") and lr == 1e-5 and target == "locked":
+        run.status, run.best, run.best_step, run.curve = "failed", None, None, []
+        run.reason = "ValueError: fixture reason"
+    elif lr <= 1e-6:
+        run.pruned_at, run.curve = curve[1][0], curve[:2]
+        run.best = max(score for _, score in run.curve)
     return run
 
 
-def make_card() -> Record:
+def make_classical(score: float) -> RunRecord:
+    return RunRecord(
+        target="classical",
+        attack="classical",
+        config={"pipeline": "TF-IDF, ridge"},
+        seed=0,
+        status="ok",
+        curve=[(0, score + GAP)],
+        best=score + GAP,
+        best_step=0,
+        stage="final",
+        family="classical",
+        kind="classical",
+        title="TF-IDF, ridge",
+        test=score,
+        answers=[0] * 10,
+        seconds=2.0,
+        peak_memory_mb=300.0,
+    )
+
+
+def collapse_(record: Record, family: str = "sgd-momentum") -> None:
+    """Make a family's search on the locked model one whose scores were reached by ruining it."""
+    for run in record.runs:
+        if run.target == "locked" and run.family == family and run.stage == "search":
+            run.status, run.best, run.best_step, run.pruned_at = "collapsed", None, None, None
+            run.curve = [(16, 0.4), (32, 0.7325)]
+            run.beside, run.reason = {"clean": 0.31}, "no evaluation kept what stands beside it at 80.0%"
+    summarise_(record)
+
+
+def make_card() -> dict[str, Any]:
     return {
         "lock": "specdef",
         "config": {
@@ -163,6 +347,8 @@ def make_card() -> Record:
         "chosen_step": 180,
         "utility_base": 1.0,
         "utility_locked": 0.988,
+        "strength_base": 4.14,
+        "strength_locked": 5.12,
         "curve": [
             [step, 1 - 0.012 * (step / 180) ** 2 - 0.004 * (step % 60 == 30), 4.14 + 0.98 * step / 195]
             for step in range(0, 196, 15)
@@ -171,13 +357,13 @@ def make_card() -> Record:
 
 
 def make_task(
-    name: str, labels: list[str], train: int, test: int, chance: float, stand_in: str | None
-) -> Record:
+    name: str, labels: list[str], sizes: tuple[int, int, int], chance: float, stand_in: str | None
+) -> dict[str, Any]:
     return {
         "name": name,
         "labels": labels,
-        "train": train,
-        "test": test,
+        **dict(zip(("train", "validation", "test"), sizes, strict=True)),
+        "digest": f"d16e57-{name}",
         "chance": chance,
         "metric": "accuracy",
         "source": {
@@ -189,7 +375,7 @@ def make_task(
     }
 
 
-def make_spectra(draw: random.Random, matrices: int) -> list[Record]:
+def make_spectra(draw: random.Random, matrices: int) -> list[dict[str, Any]]:
     parts = (
         "attention.query",
         "attention.key",
@@ -213,9 +399,29 @@ def make_spectra(draw: random.Random, matrices: int) -> list[Record]:
     return entries
 
 
+def make_comparison() -> Comparison:
+    """Two locks of one base, the second with its budget extended and nothing but a bound for its slowdown."""
+    gentle, harsh = make_record(), make_record(plateaus={"locked": (0.52, 1e-4, 0.8)})
+    harsh.suite["budget"] = 2 * STEPS
+    harsh.summary |= {"slowdown": "> 12.0", "utility_locked": 0.941}
+    found = compare({"gentle": gentle, "harsh": harsh}, {"command": "audit"})
+    found.command = "speclock audit gentle harsh --base guard --out compared"
+    return found
+
+
 @pytest.fixture(name="make_record")
 def _make_record() -> Callable[..., Record]:
     return make_record
+
+
+@pytest.fixture(name="collapse_")
+def _collapse() -> Callable[..., None]:
+    return collapse_
+
+
+@pytest.fixture(name="summarise_")
+def _summarise() -> Callable[[Record], None]:
+    return summarise_
 
 
 @pytest.fixture
@@ -226,7 +432,12 @@ def record() -> Record:
 @pytest.fixture
 def small() -> Record:
     """The same at one seed and one learning rate, for what does not depend on the number of runs."""
-    return make_record(seeds=(0,), rates=(1e-4,), matrices=3)
+    return make_record(seeds=(1,), rates=(1e-4,), matrices=3)
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    return make_comparison()
 
 
 @pytest.fixture(scope="session")

@@ -1,63 +1,78 @@
-"""What the page asks of a record's runs: the strongest of a target, and the map of a sweep."""
+"""What the page asks of a record's runs: the finalists behind a quoted score, and the map of a search."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from statistics import fmean
 
-from speclock.audits.metrics import rank
+from speclock.audits.record import FLOOR, Record, RunRecord
 from speclock.numbers import finite
 
-Run = dict[str, Any]
 Curve = list[tuple[float, float]]
+
+ORDER = ("base", "control", "locked", "student", "scratch", "classical", "public")
+"""Targets as a reader wants them: the models of the lock, then what the attacker has anyway."""
 
 MOST_COLUMNS = 14
 """Learning rates that still fit side by side on a phone; more are grouped."""
 
 MOST_ROWS = 24
-"""Attacks that a map shows; a larger suite's weaker ones are in the table alone."""
+"""Families that a map shows; a larger suite's weaker ones are in the tables alone."""
 
 GROUPINGS = ((0, ""), (2, "nearest half decade"), (1, "nearest decade"))
 """Columns a decade (0: each rate its own), and how that is said."""
 
 
-def curve(run: Run) -> Curve:
-    """The run's finite points, in order of steps; a diverged run's curve ends where it broke."""
-    pairs = [(finite(step), finite(score)) for step, score, *_ in run.get("curve") or []]
-    return sorted((step, score) for step, score in pairs if step is not None and score is not None)
+def curve(run: RunRecord) -> Curve:
+    """The run's finite points, in steps from its first label on; a diverged run's ends where it broke.
 
-
-def best(run: Run) -> float | None:
-    """The run's best score; a run that diverged or failed has none, whatever its curve says."""
-    return finite(run.get("best")) if run.get("status") == "ok" else None
-
-
-def strongest(runs: list[Run], target: str) -> list[Run]:
-    """The attacker's pick on ``target``: of the configurations run under most seeds, the highest mean.
-
-    The same rule as the record's summary, so that a figure shows the runs behind the number quoted.
+    What comes before the first label (healing, imitation) lies at negative steps.
     """
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.get("target") == target and best(run) is not None:
-            groups[json.dumps([run.get("attack"), run.get("config")], sort_keys=True, default=str)].append(
-                run
-            )
-
-    return max(groups.values(), key=lambda group: rank(_bests(group)), default=[])
+    pairs = [(finite(step), finite(score)) for step, score in run.curve]
+    return sorted(
+        (step - run.first_label, score) for step, score in pairs if step is not None and score is not None
+    )
 
 
-def mean_best(group: list[Run]) -> float:
-    """The mean over the group's runs that have a best score."""
-    return rank(_bests(group))[1]
+def best(run: RunRecord) -> float | None:
+    """The best validation score that counts; a run that diverged, collapsed or failed has none."""
+    return finite(run.best) if run.status == "ok" else None
 
 
-def _bests(group: list[Run]) -> list[float]:
-    return [score for run in group if (score := best(run)) is not None]
+def ruined(run: RunRecord) -> float | None:
+    """What a collapsed run reached on the validation split by ruining the model; None for any other run."""
+    return max((score for _, score in curve(run)), default=None) if run.status == "collapsed" else None
+
+
+def strongest(record: Record, target: str) -> list[RunRecord]:
+    """The runs, one a seed, of the attack that the summary names as the strongest on ``target``.
+
+    Where it ran under several budgets, those of the largest; of the floor, which has as many steps as help, those
+    that did best.
+    """
+    title = (record.summary.get("strongest_attacks") or {}).get(target)
+    groups: dict[str, list[RunRecord]] = {}
+    for run in record.runs:
+        if run.target == target and run.stage == "final" and run.title == title:
+            groups.setdefault(run.key, []).append(run)
+    if not groups:
+        return []
+    if target in FLOOR:
+        return max(groups.values(), key=lambda group: mean_best(record, group) or 0.0)
+    return max(groups.values(), key=lambda group: group[0].steps)
+
+
+def mean_best(record: Record, group: list[RunRecord]) -> float | None:
+    """The mean of the best validation scores, a seed that has none counting as what the attacker has anyway."""
+    found = [best(run) for run in group]
+    if all(score is None for score in found):
+        return None
+    of_the_floor = any(run.target in FLOOR for run in group)
+    anyway = None if of_the_floor else finite(record.summary.get("floor_validation"))
+    instead = anyway if anyway is not None else finite(record.summary.get("chance")) or 0.0
+    return fmean(instead if score is None else score for score in found)
 
 
 def mean(curves: list[Curve]) -> Curve:
@@ -75,57 +90,88 @@ def mean(curves: list[Curve]) -> Curve:
 
 @dataclass
 class Cell:
-    """All runs of one target at one learning rate with one optimizer."""
+    """All runs of a family's search on one target at one learning rate."""
 
     score: float | None = None
-    """Best over the runs that are ok; ``None`` where none is, never 0."""
+    """Best on the validation split over the runs that count; ``None`` where none does, never 0."""
+    ruined: float | None = None
+    """Best that a collapsed run reached, which does not count."""
     runs: int = 0
     diverged: int = 0
     failed: int = 0
+    collapsed: int = 0
     pruned: bool = False
     """The best run was stopped early, so its score is a lower bound."""
 
-    def add(self, run: Run) -> None:
+    @property
+    def lost(self) -> int:
+        """Runs without a score that counts."""
+        return self.diverged + self.failed + self.collapsed
+
+    def add(self, run: RunRecord) -> None:
         """Count one more run."""
         self.runs += 1
-        self.diverged += run.get("status") == "diverged"
-        self.failed += run.get("status") == "failed"
+        self.diverged += run.status == "diverged"
+        self.failed += run.status == "failed"
+        self.collapsed += run.status == "collapsed"
+        if (reached := ruined(run)) is not None:
+            self.ruined = max(reached, self.ruined or 0.0)
         score = best(run)
         if score is not None and (self.score is None or score > self.score):
-            self.score, self.pruned = score, run.get("pruned_at") is not None
+            self.score, self.pruned = score, run.pruned_at is not None
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """The learning-rate × optimizer map of every target, on shared rows and columns."""
+class SearchMap:
+    """What the search reached at each learning rate of each family, target by target, on shared columns."""
 
-    rows: list[str]
+    rows: dict[str, list[str]]
+    """By target. Scratch has families of its own; the other targets share theirs."""
     columns: list[float | None]
     """Learning rates, rising; last ``None`` for attacks that have none."""
     cells: dict[str, dict[tuple[str, float | None], Cell]]
     grouped: str
     """How rates were grouped into columns; empty where each has its own."""
     left_out: int = 0
-    """Rows beyond the strongest :data:`MOST_ROWS`; the table of runs has them."""
+    """Families beyond the strongest :data:`MOST_ROWS`; the page's tables have them."""
 
 
-def sweep(runs: list[Run]) -> Sweep:
-    """The map over ``runs``; random learning rates fall into half or whole decades."""
-    rates = {lr for run in runs if (lr := _lr(run)) is not None}
+def search_map(runs: list[RunRecord]) -> SearchMap:
+    """The map over the search's runs; many different learning rates fall into half or whole decades."""
+    runs = [run for run in runs if run.stage == "search"]
+    rates = {lr for run in runs if (lr := rate_of(run)) is not None}
     fits = (way for way in GROUPINGS if len({_column(lr, way[0]) for lr in rates}) <= MOST_COLUMNS)
     per_decade, grouped = next(fits, GROUPINGS[-1])
     cells: dict[str, dict[tuple[str, float | None], Cell]] = {}
     for run in runs:
-        place = _row(run), _column(_lr(run), per_decade)
-        cells.setdefault(str(run.get("target")), {}).setdefault(place, Cell()).add(run)
+        place = short_family(run.family or run.attack), _column(rate_of(run), per_decade)
+        cells.setdefault(run.target, {}).setdefault(place, Cell()).add(run)
     places = [place for target in cells.values() for place in target]
     columns: list[float | None] = [*sorted({lr for _, lr in places if lr is not None})]
     if any(lr is None for _, lr in places):
         columns.append(None)
-    strength = {row: _strength(cells, row) for row, _ in places}
+    shared = {target: found for target, found in cells.items() if target != "scratch"}
+    strength = {row: _strength(shared, row) for found in shared.values() for row, _ in found}
     shown = sorted(strength, key=lambda row: -strength[row])[:MOST_ROWS]
-    rows = sorted(shown, key=lambda row: ("," in row or " " in row, row))
-    return Sweep(rows, columns, cells, grouped, left_out=len(strength) - len(rows))
+    rows = dict.fromkeys(shared, sorted(shown, key=_plain_first))
+    if "scratch" in cells:
+        rows["scratch"] = sorted({row for row, _ in cells["scratch"]}, key=_plain_first)
+    return SearchMap(rows, columns, cells, grouped, left_out=len(strength) - len(shown))
+
+
+def short_family(name: str) -> str:
+    """A family as a map names it: what nearly every attack ends with says least.
+
+    >>> short_family("clip, then adamw"), short_family("adamw")
+    ('clip', 'adamw')
+    """
+    return re.sub(r"(, then| with) adamw$", "", name)
+
+
+def rate_of(run: RunRecord) -> float | None:
+    """The run's learning rate, where it has one."""
+    lr = finite(run.config.get("lr"))
+    return lr if lr is not None and lr > 0 else None
 
 
 def _strength(cells: dict[str, dict[tuple[str, float | None], Cell]], row: str) -> float:
@@ -142,21 +188,8 @@ def _strength(cells: dict[str, dict[tuple[str, float | None], Cell]], row: str) 
     return 0.0
 
 
-def _row(run: Run) -> str:
-    """The attack's label; in records from before there were any, its optimizer with what goes before it."""
-    if run.get("label"):
-        # What nearly every attack ends with says least.
-        return re.sub(r"(, then| with) adamw$", "", str(run["label"]))
-    attack = str(run.get("attack") or "attack")
-    optimizer = (run.get("config") or {}).get("optimizer")
-    if attack == "finetune" and optimizer:
-        return str(optimizer)
-    return f"{attack}, then {optimizer}" if optimizer else attack
-
-
-def _lr(run: Run) -> float | None:
-    lr = finite((run.get("config") or {}).get("lr"))
-    return lr if lr is not None and lr > 0 else None
+def _plain_first(row: str) -> tuple[bool, str]:
+    return "," in row or " " in row, row
 
 
 def _column(lr: float | None, per_decade: int) -> float | None:
