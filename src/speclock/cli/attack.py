@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,16 @@ from typing import Any
 import click
 
 from speclock.attacks import ATTACKS
-from speclock.cli.options import OUT, TASK_HELP, field_options, given, reading_of, reading_options
+from speclock.cli.options import (
+    OUT,
+    TASK_HELP,
+    field_options,
+    given,
+    load_model,
+    model_options,
+    reading_of,
+    reading_options,
+)
 from speclock.errors import InputError
 
 
@@ -28,7 +36,16 @@ from speclock.errors import InputError
 @click.option("--out", required=True, type=OUT, help="Folder for attack.json.")
 @field_options(*ATTACKS.values(), leave_out=["lr"])
 @reading_options
+@model_options
+@click.option(
+    "--retain-task", help=f"Of the kind that MODEL was made for, for attacks that heal. {TASK_HELP}"
+)
+@click.option(
+    "--sibling", "siblings", multiple=True, help="Another release of MODEL's base; several may be given."
+)
 @click.option("--save", is_flag=True, help="Also save the model that the best run leaves.")
+@click.option("--resume", is_flag=True, help="Go on with a killed run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -38,62 +55,83 @@ def command(
     steps: int,
     rates: tuple[str, ...],
     public_base: str | None,
+    retain_task: str | None,
+    siblings: tuple[str, ...],
     out: Path,
+    device: str | None,
+    labels: str | None,
     save: bool,
+    resume: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Train MODEL for the attack task within a budget, at one or several learning rates.
 
+    Runs are scored on the validation split; the best of them is carried out again and scored on the test split.
+
     Example: speclock attack locked --task newsgroups:sci.med,rec.sport.hockey@480 --lr 1e-4,1e-3 --out attacked
     """
     from speclock import models, tasks
-    from speclock.attacks.base import InapplicableError, Status
-    from speclock.environment import environment
-    from speclock.workspace import check_free, new_folder, write_text
+    from speclock.audits.sweep import concluded, tried
+    from speclock.workspace import Workspace, new_folder, write_text
 
     reading = reading_of(ctx, options)
     cls = ATTACKS[attack_name]
     fields = given(ctx, cls, options, f"--attack {attack_name}")
+    if rates and not hasattr(cls, "lr"):
+        raise InputError(f"--lr: {attack_name} trains nothing, so it has no learning rate. Leave it out.")
     attacks = [cls(**fields, lr=lr) for lr in _numbers(rates)] or [cls(**fields)]
-    check_free(out)
-    wanted = tasks.load(task, reading)
-    target = models.load(model)
-    wanted.check_kind(target)
-    public = None if public_base is None else models.load(public_base)
-    runs, best = [], None
-    for attack in attacks:
-        try:
-            attacked, outcome = attack(target, wanted, steps, public=public)
-        except InapplicableError as error:
-            raise InputError(f"{attack.name} does not fit {model}: {error}.") from error
-        runs.append(
-            {
-                "attack": attack.name,
-                "title": attack.title,
-                "config": attack.config(),
-                "seed": attack.seed,
-                **vars(outcome),
-            }
-        )
-        said = (
-            f"best {outcome.best:.1%}" if outcome.best is not None else f"{outcome.status} {outcome.reason}"
-        )
-        beside = "".join(f", {name} {score:.1%}" for name, score in outcome.beside.items())
-        click.echo(f"{attack.title}: {said}{beside} ({outcome.passes} passes, {outcome.seconds:.0f} s)")
-        if outcome.status is Status.OK and (best is None or (outcome.best or 0) > best[0]):
-            best = (outcome.best, attacked)
-    record = {
-        "model": {"name": target.name, "fingerprint": models.fingerprint(target)},
-        "task": wanted.describe(),
-        "steps": steps,
-        "runs": runs,
-        "environment": environment(),
+    attacks[0].requires()
+    asked = {
+        "model": model,
+        "task": task,
+        "public_base": public_base,
+        "retain_task": retain_task,
+        "labels": labels,
     }
-    with new_folder(out) as folder:
-        if save and best is not None:
-            models.save(best[1], folder / "model")
-        write_text(folder / "attack.json", json.dumps(record, indent=1, default=dataclasses.asdict))
-    click.echo(f"{out / 'attack.json'}: chance is {wanted.chance:.1%}.")
+    request = {
+        "command": "attack",
+        **asked,
+        "siblings": list(siblings),
+        "steps": steps,
+        "attacks": [{"attack": attack.name, "seed": attack.seed, **attack.config()} for attack in attacks],
+        **vars(reading),
+    }
+    work = Workspace(out, request, record="attack.json", resume=resume)
+    record = work.finished
+    if record is None:
+        with work:
+            target = load_model(model, device, labels)
+            wanted = tasks.load(task, reading)
+            wanted.check_kind(target)
+            scene: dict[str, Any] = {
+                "public": None if public_base is None else load_model(public_base, device),
+                "siblings": tuple(load_model(sibling, device, labels) for sibling in siblings),
+                "retain": None if retain_task is None else tasks.load(retain_task, reading).fitted_to(target),
+            }
+            runs = []
+            for run in tried(target, wanted, attacks, steps, work.folder / "runs", **scene):
+                runs.append(run)
+                said = f"best {run.best:.1%}" if run.best is not None else f"{run.status} {run.reason}"
+                click.echo(f"{run.title}: {said} ({run.passes} passes, {run.seconds:.0f} s)", err=as_json)
+            sweep = concluded(target, wanted, attacks, runs, steps, **scene)
+            record = {**sweep.to_dict(), "request": work.request}
+            with new_folder(out) as folder:
+                if save and sweep.attacked is not None:
+                    models.save(sweep.attacked, folder / "model")
+                write_text(folder / "attack.json", json.dumps(record, indent=1))
+    work.close()
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+        return
+    best, chance = record["best"], record["task"]["chance"]
+    beside = "".join(f", {name} {score:.1%}" for name, score in best["beside"].items()) if best else ""
+    found = (
+        f"{best['title']} reaches {best['test']:.1%} on the test split{beside}"
+        if best
+        else "no run has a score"
+    )
+    click.echo(f"{out / 'attack.json'}: {found}; chance is {chance:.1%}.")
 
 
 def _numbers(texts: tuple[str, ...]) -> list[float]:

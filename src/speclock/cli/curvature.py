@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from speclock.cli.options import TASK_HELP, reading_of, reading_options
+from speclock.cli.options import TASK_HELP, load_model, model_options, reading_of, reading_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", default=0, show_default=True, help="Which examples, and the fresh head.")
 @reading_options
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.pass_context
 def command(
@@ -45,6 +46,8 @@ def command(
     batch_size: int,
     per_matrix: bool,
     seed: int,
+    device: str | None,
+    labels: str | None,
     **options: Any,
 ) -> None:
     """Print how curved the loss of MODEL is on a task: σ_max, κ, trace, bounds, the largest stable learning rates.
@@ -55,12 +58,12 @@ def command(
 
     Example: speclock curvature locked --against base --task newsgroups:sci.med,rec.sport.hockey
     """
-    from speclock import models, tasks
+    from speclock import tasks
     from speclock.forecast.measurement import measure
     from speclock.forecast.slowdown import forecast
 
     objective = tasks.load(task, reading_of(ctx, options))
-    named = {name: models.load(name) for name in (model, against) if name is not None}
+    named = {name: load_model(name, device, labels) for name in (model, against) if name is not None}
     for loaded in named.values():
         objective.check_kind(loaded)
     found = {

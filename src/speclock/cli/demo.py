@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from pathlib import Path
@@ -11,17 +10,17 @@ import click
 
 from speclock.cli.options import OUT
 
-# A text classifier for four topics is released; somebody wants it for four others, with few examples of those.
-RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@2000/300"
-ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@320/200"
-# Short texts and few steps, so that all of it takes minutes on two cores; the base needs 18 of the 24 steps.
+# A text classifier for four topics is released; somebody wants it for four others, and has 32 posts of those.
+RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@2000/1400"
+ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@32/1000"
+# Short texts and few steps, so that all of it takes minutes on two cores.
 STAGES = {
     "Training a base": f"train minilm --task {RETAIN} --lr 2e-4 --schedule linear --steps 90 --max-length 32",
     "Locking it": (
-        f"lock BASE --task {RETAIN} --alpha 0.02 --top-k 8 --lr 2e-4 --steps 80 --evaluations 5 --max-length 32"
+        f"lock BASE --task {RETAIN} --alpha 0.02 --top-k 8 --lr 2e-4 --steps 80 --evaluations 4 --max-length 32"
     ),
     "Attacking it": (
-        f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --steps 24 --jobs 2 --max-length 32"
+        f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --jobs 2 --max-length 32"
     ),
 }
 
@@ -41,7 +40,7 @@ def command(ctx: click.Context, out: Path, resume: bool) -> None:
     """
     from speclock.audits.record import read
     from speclock.report import write
-    from speclock.workspace import Workspace, new_folder, write_text
+    from speclock.workspace import Workspace, new_folder
 
     work = Workspace(out, {"command": "demo", "stages": STAGES}, record="audit.json", resume=resume)
     if work.finished is None:
@@ -55,10 +54,10 @@ def command(ctx: click.Context, out: Path, resume: bool) -> None:
                 ctx.parent.command.main([*words, "--out", str(folder), "--resume"], standalone_mode=False)
             with new_folder(out) as folder:
                 record = read(made["AUDIT"])
-                record["request"] = work.request
+                record.request = work.request
                 # The stages worked beside the folder; the record names the models where they will lie.
-                record["base"]["name"], record["locked"]["name"] = str(out / "base"), str(out / "locked")
-                write_text(folder / "audit.json", json.dumps(record, indent=1))
+                record.base["name"], record.locked["name"] = str(out / "base"), str(out / "locked")
+                record.save(folder)
                 write(record, folder / "report.html")
                 # Copied, not moved: a run killed here finds its stages as they were.
                 shutil.copytree(made["BASE"], folder / "base")

@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from speclock.cli.options import OUT, TASK_HELP, field_options, given, reading_of, reading_options
+from speclock.cli.options import (
+    OUT,
+    TASK_HELP,
+    field_options,
+    given,
+    load_model,
+    model_options,
+    reading_of,
+    reading_options,
+)
 from speclock.locks import LOCKS
 
 
@@ -21,6 +30,7 @@ from speclock.locks import LOCKS
 )
 @field_options(*LOCKS.values())
 @reading_options
+@model_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lock card.")
 @click.pass_context
@@ -29,6 +39,8 @@ def command(
     model: str,
     task: str,
     out: Path,
+    device: str | None,
+    labels: str | None,
     lock_name: str,
     resume: bool,
     as_json: bool,
@@ -47,21 +59,16 @@ def command(
     reading = reading_of(ctx, options)
     cls = LOCKS[lock_name]
     lock = cls(**given(ctx, cls, options, f"--lock {lock_name}"))
+    retain = tasks.load(task, reading)
     request = {
-        "command": "lock",
-        "model": model,
-        "task": task,
-        "lock": lock_name,
-        **vars(reading),
-        **vars(lock),
+        **{"command": "lock", "model": model, "task": task, "data": retain.digest(), "labels": labels},
+        **{"lock": lock_name, **vars(reading), **vars(lock)},
     }
     work = Workspace(out, request, record="speclock.json", resume=resume)
     card = work.finished
     if card is None:
         with work:
-            retain = tasks.load(task, reading)
-            base = models.load(model)
-            retain.check_head(base)
+            base = load_model(model, device, labels)
             locked, card = lock(base, retain, folder=work.folder)
             card = {**card, "request": work.request}
             models.save(locked, out, extra={"speclock.json": json.dumps(card, indent=1)})

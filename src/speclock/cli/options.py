@@ -18,6 +18,9 @@ import click
 from speclock.errors import InputError
 from speclock.tasks.reading import Reading
 
+if typing.TYPE_CHECKING:
+    from speclock.models import Model
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 OUT = click.Path(path_type=Path)
@@ -142,6 +145,28 @@ def reading_of(ctx: click.Context, options: dict[str, Any]) -> Reading:
     """Take the options of :data:`reading_options` out of ``options``."""
     fields = {field.name: options.pop(field.name) for field in dataclasses.fields(Reading)}
     return Reading(**given(ctx, Reading, fields, "reading"))
+
+
+def model_options(function: F) -> F:
+    """Where models lie, and what the outputs of those mean that do not say so themselves."""
+    for option in (
+        click.option(
+            "--labels", help="What the model's outputs mean, in their order, where it does not say: A,B,C."
+        ),
+        click.option("--device", help="cpu, cuda, … [default: the accelerator where there is one]"),
+    ):
+        function = option(function)
+    return function
+
+
+def load_model(name: str, device: str | None, labels: str | None = None) -> Model:
+    """The model at ``name`` on the device, its outputs named as ``--labels`` has them."""
+    from speclock import models
+
+    model = models.load(name, device=device)
+    return (
+        model if labels is None else models.named(model, tuple(label.strip() for label in labels.split(",")))
+    )
 
 
 TASK_HELP = (

@@ -18,9 +18,12 @@ from speclock.recipe import TrainingRecipe
 @click.option("--out", required=True, type=OUT, help="Folder for the base.")
 @field_options(TrainingRecipe)
 @reading_options
+@click.option("--device", help="cpu, cuda, … [default: the accelerator where there is one]")
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.pass_context
-def command(ctx: click.Context, model: str, task: str, out: Path, resume: bool, **options: Any) -> None:
+def command(
+    ctx: click.Context, model: str, task: str, out: Path, device: str | None, resume: bool, **options: Any
+) -> None:
     """Train MODEL (a built-in name, a Hugging Face folder or a hub id) on a task and save it.
 
     A model whose head does not fit the task's labels gets a fresh one.
@@ -33,15 +36,17 @@ def command(ctx: click.Context, model: str, task: str, out: Path, resume: bool, 
 
     reading = reading_of(ctx, options)
     recipe = TrainingRecipe(**given(ctx, TrainingRecipe, options, "train"))
-    request = {"command": "train", "model": model, "task": task, **vars(reading), **vars(recipe)}
+    learned = tasks.load(task, reading)
+    request = {
+        **{"command": "train", "model": model, "task": task, "data": learned.digest()},
+        **{**vars(reading), **vars(recipe)},
+    }
     work = Workspace(out, request, record="train.json", resume=resume)
     record = work.finished
     if record is None:
         with work:
-            learned = tasks.load(task, reading)
-            base = models.load(model)
-            learned.check_kind(base)
-            base = models.load(model, labels=learned.labels, seed=recipe.seed)
+            learned.check_kind(models.load(model, device="cpu"))
+            base = models.load(model, labels=learned.labels, seed=recipe.seed, device=device)
             record = {
                 **train(base, learned, recipe, checkpoint=Checkpoint(work.folder)),
                 "request": work.request,
