@@ -50,7 +50,8 @@ def main() -> int:
             return_tensors="pt",
         )
         | {"labels": torch.from_numpy(examples.labels)}
-        for split, examples in (("train", task.train), ("test", task.test))
+        for split in ("train", "validation", "test")
+        for examples in (task.part(split),)
     }
 
     def fresh() -> nn.Module:
@@ -60,7 +61,7 @@ def main() -> int:
             given.locked, num_labels=len(task.labels), ignore_mismatched_sizes=True
         )
 
-    steps = record["suite"]["steps"]
+    steps = record["suite"]["budget"]
     ways: dict[str, Callable[[nn.Module, float], nn.Module]] = {
         "transformers.Trainer": lambda model, lr: trainer(model, data["train"], lr, steps),
         "peft LoRA": lambda model, lr: lora(model, data["train"], lr, steps),
@@ -70,14 +71,13 @@ def main() -> int:
     rates = {name: [10 * lr if "LoRA" in name else lr for lr in RATES] for name in ways}
     suite, found, worst = record["summary"]["best_locked"], {}, 0.0
     for name, train in ways.items():
-        scores = {
-            lr: accuracy(train(fresh(), lr), data["test"])
-            for lr in tqdm(rates[name], desc=name, disable=None)
-        }
+        trained = {lr: train(fresh(), lr) for lr in tqdm(rates[name], desc=name, disable=None)}
+        scores = {lr: accuracy(model, data["validation"]) for lr, model in trained.items()}
         lr = max(scores, key=lambda rate: scores[rate])
-        found[name] = {"best": scores[lr], "lr": lr, "scores": scores}
-        worst = max(worst, scores[lr] - suite)
-        print(f"{name:<22} {scores[lr]:.1%} at lr {lr:g}   the suite's best {suite:.1%}")
+        best = accuracy(trained[lr], data["test"])
+        found[name] = {"best": best, "lr": lr, "validation": scores}
+        worst = max(worst, best - suite)
+        print(f"{name:<22} {best:.1%} at lr {lr:g}   the suite's best {suite:.1%}")
     verdict = {
         "suite_best": suite,
         "by": record["summary"]["strongest_attack"],
