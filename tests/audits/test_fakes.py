@@ -32,7 +32,7 @@ from speclock.training import train
 Judged = Callable[..., tuple[Record, dict[str, str]]]
 
 RATES = (1e-4, 1e-3, 1e-2)
-PLAIN = tuple(FineTune(lr=lr, batch_size=32) for lr in RATES)
+PLAIN = tuple(FineTune(lr=lr, batch_size=16) for lr in RATES)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def judged(base: Model, digits: Task, silhouettes: Task, tmp_path_factory: pytes
         suite = Suite(
             name="toy",
             version=1,
-            steps=asked.pop("steps", 40),
+            steps=asked.pop("steps", 24),
             finalists=2,
             families=listed(*PLAIN, *attacks),
         )
@@ -113,7 +113,7 @@ def test_a_rescaling_that_balancing_undoes(judged: Judged, base: Model) -> None:
             fake.module.mlp[up].weight.mul_(300)
             fake.module.mlp[up].bias.mul_(300)
             fake.module.mlp[down].weight.div_(300)
-    record, flags = judged(fake, *_each(Balance))
+    record, flags = judged(fake, *_each(Balance), steps=60)
     assert record.summary["utility_locked"] == pytest.approx(record.summary["utility_base"], abs=0.01)
     assert "balance" in flags["repair_succeeds"]
 
@@ -164,11 +164,10 @@ def test_the_norm_null_fake_falls_to_a_knob(judged: Judged, digits: Task, silhou
     assert record.summary["best_locked"] > usual + 0.2
 
 
-def test_a_listed_grid_that_ends_below_the_best_rate(base: Model, digits: Task, silhouettes: Task) -> None:
-    low = (FineTune(lr=lr, batch_size=32) for lr in (1e-5, 3e-5, 1e-4))
-    suite = Suite(name="low", version=1, steps=60, families=listed(*low))
-    record = audit(base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=suite)
-    assert "highest rate tried" in {flag.name: flag.why for flag in record.flags}["edge_of_grid"]
+def test_a_listed_grid_that_ends_below_the_best_rate(judged: Judged, base: Model) -> None:
+    low = tuple(FineTune(lr=lr, batch_size=16) for lr in (1e-5, 3e-5, 1e-4))
+    _, flags = judged(base.copy(), plain=low)
+    assert "highest rate tried" in flags["edge_of_grid"]
 
 
 def test_a_budget_too_small_for_the_base(judged: Judged, base: Model) -> None:
@@ -244,7 +243,7 @@ def test_memory_that_runs_out_on_the_locked_model_alone(
     record, flags = judged(fake, folder=tmp_path)
     locked = [run for run in record.runs if run.target == "locked"]
     assert {run.reason for run in locked} == {"out of memory, with one example at a time"}
-    assert "adamw (batch size 32)" in flags["fails_on_locked_alone"]
+    assert "adamw" in flags["fails_on_locked_alone"]
     assert not list(tmp_path.glob("runs/locked-*.json")), (
         "another machine, or this one later, may have the memory"
     )
@@ -260,7 +259,7 @@ def test_a_backdoor_that_collapses_the_model(judged: Judged, base: Model, digits
     record, flags = judged(fake, task=poison(digits, "7"))
     assert "collapsed" in flags
     assert record.summary["best_locked"] is None
-    assert record.summary["best_base"] > 0.9
+    assert record.summary["best_base"] > 0.7
     collapsed = [run for run in record.runs if run.target == "locked" and run.status == "collapsed"]
     assert all(run.best is None and run.test is None for run in collapsed)
 
@@ -276,7 +275,7 @@ def transformer(digits: Task) -> Model:
     )  # fmt: skip
     torch.manual_seed(0)
     model = wrap(ViTForImageClassification(config), labels=digits.labels)
-    train(model, digits, TrainingRecipe(optimizer="adam", lr=2e-3, steps=150, batch_size=32))
+    train(model, digits, TrainingRecipe(optimizer="adam", lr=2e-3, steps=100, batch_size=32))
     return model
 
 
@@ -291,7 +290,7 @@ def test_a_configuration_that_hinders_training(
     config = json.loads((tmp_path / "fake/config.json").read_text())
     (tmp_path / "fake/config.json").write_text(json.dumps({**config, key: value}))
     before, fake = (models.load(tmp_path / name) for name in ("base", "fake"))
-    record, flags = judged(fake, before=before, steps=20)
+    record, flags = judged(fake, before=before, steps=8)
     assert key in flags["recipe_differs"]
     assert record.summary["best_locked"] == record.summary["best_base"], "the auditor's recipe is the base's"
 
@@ -299,10 +298,10 @@ def test_a_configuration_that_hinders_training(
 def test_pure_half_precision_trains_in_fp32(judged: Judged, transformer: Model) -> None:
     fake = transformer.copy()
     fake.module.bfloat16()
-    record, flags = judged(fake, before=transformer, steps=20)
+    record, flags = judged(fake, before=transformer, steps=8)
     assert record.summary["best_locked"] == pytest.approx(record.summary["best_base"], abs=0.05)
     assert "recipe_differs" not in flags
 
 
 def _each(attack: type[FineTune]) -> tuple[FineTune, ...]:
-    return tuple(attack(lr=lr, batch_size=32) for lr in RATES)
+    return tuple(attack(lr=lr, batch_size=16) for lr in RATES)

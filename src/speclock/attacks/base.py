@@ -24,6 +24,10 @@ Watch = Callable[[int, float], bool]
 """Hears (step, score) of every evaluation; True ends the run."""
 
 
+HELP = 0.02
+"""What the last doubling of steps must bring for more of them to help: the best of several looks rises by itself."""
+
+
 class Status(StrEnum):
     """How a run ended. Only ``ok`` runs have a score."""
 
@@ -187,7 +191,7 @@ class Attack(ABC):
         ``steps`` are counted from the first label on, and so is ``due``, at which the validation split is scored
         (default: 1, 2, 4, …, ``steps``). ``watch(step, score)`` hears of every evaluation, and ends the run by
         answering True: that is how a sweep prunes. With ``patience``, a run of so many steps or more ends when its
-        last half has brought nothing. ``keep`` is what the tasks beside must score for an evaluation to count,
+        last half has brought next to nothing. ``keep`` is what the tasks beside must score for an evaluation to count,
         where the task asks for that; a run of which none counts has collapsed. A ``quoted`` run is brought back to
         its best evaluation and scored on the test split, once. ``utility`` asks for the retain task's score after
         the attack. Raises :class:`InapplicableError` for an attack that does not fit.
@@ -323,7 +327,7 @@ class _Judge:
         half = max(
             score for step, score in self.outcome.curve if step - self.outcome.first_label <= labelled / 2
         )
-        return max(score for _, score in self.outcome.curve) <= half
+        return max(score for _, score in self.outcome.curve) <= half + HELP
 
     def _ended(self, status: Status, reason: str) -> Outcome:
         self.outcome.status, self.outcome.reason, self.outcome.best = status, reason, None
