@@ -31,6 +31,9 @@ from speclock.tasks.base import Batch, Encoder, Task
 
 Loss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
 
+_WORTH_COLLECTING = 1_000_000
+"""Weights of a model whose training's remains are collected at once."""
+
 
 class Step(NamedTuple):
     """Where the loop stands after so many optimizer steps."""
@@ -207,8 +210,9 @@ def fit(
         bar.close()
         # Mixed precision wraps the module's forward in place; the caller gets its module back as it was.
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        if accelerator.device.type != "cpu":
-            # On the host there is no cache to empty, and its full garbage collection takes as long as ten steps.
+        # What the run held hangs in cycles, such as a scheduler's and its optimizer's. To collect them takes a third of
+        # a second: nothing beside a large model's training, and longer than a small one's, whose memory can wait.
+        if sum(p.numel() for p in module.parameters()) >= _WORTH_COLLECTING:
             accelerator.free_memory()
 
 

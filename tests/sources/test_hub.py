@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -31,10 +32,11 @@ def test_a_hub_that_does_not_answer_costs_three_seconds_once(monkeypatch: pytest
     from huggingface_hub import constants
 
     asked = []
+    released = threading.Event()
 
     def hang(*_: object, **__: object) -> None:
         asked.append(1)
-        time.sleep(0.5)
+        released.wait(60)
         raise OSError
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -45,10 +47,10 @@ def test_a_hub_that_does_not_answer_costs_three_seconds_once(monkeypatch: pytest
         began = time.monotonic()
         assert not hub.network()
         assert not hub.network()
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 30, "it does not wait for the answer"
         assert asked == [1]
-        time.sleep(0.5)
     finally:
+        released.set()
         hub.network.cache_clear()
 
 

@@ -1,0 +1,52 @@
+"""What is found out of the machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speclock.environment import has_bf16
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine without an accelerator."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_bf16": True}, True),
+        ({"architecture": "x86_64", "amx_bf16": True}, True),
+        ({"architecture": "aarch64", "neon": True, "bf16": False}, False),
+        ({"architecture": "aarch64", "neon": True, "bf16": True}, True),
+        ({}, False),
+    ],
+)
+def test_bf16_is_what_the_processor_says(
+    capabilities: dict[str, object], expected: bool, processor: pytest.MonkeyPatch
+) -> None:
+    processor.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_bf16() is expected
+
+
+def test_an_older_torch_is_asked_what_it_knows(processor: pytest.MonkeyPatch) -> None:
+    processor.delattr(torch.cpu, "get_capabilities", raising=False)
+    processor.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert has_bf16()
+    processor.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    processor.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert not has_bf16()
+
+
+def test_an_accelerator_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for answer in (True, False):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, answer=answer: answer
+        )
+        assert has_bf16() is answer
