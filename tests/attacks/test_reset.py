@@ -31,7 +31,7 @@ def test_dead_units_fire_again(base: Model, digits: Task) -> None:
     model = dead.copy()
     ATTACKS["reset-units"]().prepare_(model, Scene(dead, digits, 10))
     assert (firing(model, digits, "cnn.0")[:4] > 0).all()
-    assert (firing(model, digits, "mlp.2") > 0).float().mean() > 0.9, "a fresh unit may be dead by chance"
+    assert (firing(model, digits, "mlp.2") > 0).float().mean() > 0.75, "a fresh unit may be dead by chance"
     kept = model.module.cnn[0].weight[4:]  # type: ignore[union-attr, index]
     assert torch.equal(kept, base.module.cnn[0].weight[4:]), "the others stay"  # type: ignore[union-attr, index]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ PLAIN = tuple(FineTune(lr=lr, batch_size=16) for lr in RATES)
 
 
 @pytest.fixture(scope="module")
-def judged(base: Model, digits: Task, silhouettes: Task, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+def judged(
+    base: Model, digits: Task, silhouettes: Task, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Judged]:
     """An audit against the base that reads digits; the floor and the base's runs are carried out once."""
     folder = tmp_path_factory.mktemp("shared")
 
@@ -51,7 +53,7 @@ def judged(base: Model, digits: Task, silhouettes: Task, tmp_path_factory: pytes
             base=before,
             locked=fake,
             retain=digits,
-            attack=task.limit(validation=100, test=100),
+            attack=task.limit(train=200, validation=100, test=100),
             suite=suite,
             shared=folder,
             floors=folder,
@@ -59,7 +61,10 @@ def judged(base: Model, digits: Task, silhouettes: Task, tmp_path_factory: pytes
         )
         return record, {flag.name: flag.why for flag in record.flags}
 
-    return judge
+    with pytest.MonkeyPatch.context() as patch:
+        # What is planted is on the locked model; how far training from scratch could get is tested elsewhere.
+        patch.setattr("speclock.audits.work.SCRATCH_BUDGET", 1)
+        yield judge
 
 
 SUSPICIONS = {

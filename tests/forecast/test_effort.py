@@ -22,7 +22,7 @@ def test_the_race_finds_what_a_full_sweep_finds(base: Model, silhouettes: Task, 
     reached = []
     for rate in RATES:
         attack = FineTune(optimizer="adam", lr=rate, clip=None, dropout=False)
-        curve = attack(base, silhouettes, 16, evaluations=4).outcome.curve
+        curve = attack(base, silhouettes, 16, due=range(4, 17, 4)).outcome.curve
         reached += [(step, rate) for step, score in curve if score >= target][:1]
     found = fewest_steps(base, silhouettes, "adam", RATES, target, 16, every=4)
     assert found == min(reached, key=lambda pair: pair[0])

@@ -89,7 +89,7 @@ def test_no_silhouette_is_in_both_splits() -> None:
 
 
 def test_newsgroups_do_not_name_their_group() -> None:
-    task = load("newsgroups:sci.space,rec.autos,comp.graphics,talk.politics.guns@640")
+    task = tasks.load("newsgroups:sci.space,rec.autos,comp.graphics,talk.politics.guns@640")
     assert task.labels == ("comp.graphics", "rec.autos", "sci.space", "talk.politics.guns")
     assert np.ptp(np.bincount(task.train.labels)) <= 15
     for text, label in zip(task.train.inputs, task.train.labels, strict=True):
