@@ -385,7 +385,7 @@ _USUAL = {
 
 
 def _plain(run: RunRecord) -> bool:
-    return run.kind == "fine-tuning" and all(
+    return run.attack == "finetune" and all(
         run.config[name] in usual for name, usual in _USUAL.items() if name in run.config
     )
 
