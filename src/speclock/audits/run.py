@@ -33,6 +33,9 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
+_RULES = 1
+"""How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
+
 SEARCH_EXAMPLES = 256
 """Validation examples on which a run is scored on its way; what is quoted is scored on the whole test split."""
 
@@ -222,6 +225,7 @@ def _bound(targets: Targets, attack: Task, retain: Task, claim: Any) -> dict[str
     """What a run on each target depends on beside its attack and budget: kept runs are found by it alone."""
     base, locked = identity(targets.base), identity(targets.locked)
     common = [
+        _RULES,
         attack.digest(),
         getattr(attack, "max_length", None),
         environment()["torch"],
