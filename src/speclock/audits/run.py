@@ -116,7 +116,7 @@ def audit(
             budget=budget,
             seeds=seeds,
             siblings=siblings,
-            kept=KeptRuns(targets.folders, _bound(targets, attack, retain, claim)),
+            kept=KeptRuns(targets.folders, _bound(targets, attack, retain, claimed.card, siblings)),
         )
         record = Record(
             suite={
@@ -221,7 +221,9 @@ def _folders(kept: Path, shared: Path, floors: Path) -> dict[str, Path]:
     return {name: folder / "runs" for name, folder in runs.items()}
 
 
-def _bound(targets: Targets, attack: Task, retain: Task, claim: Any) -> dict[str, Any]:
+def _bound(
+    targets: Targets, attack: Task, retain: Task, card: Card | None, siblings: tuple[Model, ...]
+) -> dict[str, Any]:
     """What a run on each target depends on beside its attack and budget: kept runs are found by it alone."""
     base, locked = identity(targets.base), identity(targets.locked)
     common = [
@@ -234,14 +236,15 @@ def _bound(targets: Targets, attack: Task, retain: Task, claim: Any) -> dict[str
     # Of the base, scratch and the classical model have only the recipe.
     recipe = [base.configuration, base.tokenizer, base.preprocessing]
     public = None if targets.public is None else identity(targets.public).fingerprint
+    others = [identity(sibling).fingerprint for sibling in siblings]
     bound: dict[str, list[Any]] = {
         "scratch": recipe,
         "classical": [base.tokenizer, base.preprocessing],
         "base": [base.fingerprint, retain.digest(), public],
         "public": [public, recipe],
         "student": [base.fingerprint, retain.digest(), public],
-        "control": [base.fingerprint, retain.digest(), public, claim],
-        "locked": [locked.fingerprint, base.fingerprint, retain.digest(), public],
+        "control": [base.fingerprint, retain.digest(), public, card],
+        "locked": [locked.fingerprint, base.fingerprint, retain.digest(), public, others],
     }
     return {name: [*common, *what] for name, what in bound.items()}
 
