@@ -70,7 +70,7 @@ def audit(
     them, attacks that need them are left out. ``student`` asks for the student of the base's answers, which the
     standard suite has anyway. With ``folder``, finished runs are kept there, and a killed audit goes on from them
     to the same summary; runs on the base go to ``shared`` where that is given, for audits of other locks of the
-    same base, and those of the floor and the student to ``floors``, for all audits on the same data.
+    same base, and those of the floor to ``floors``, for all audits on the same data.
 
     ``jobs`` processes share the work, each with its share of the cores, on the GPUs in turn where there are any. A
     run depends on nothing but its seed and the number of threads it sums with.
@@ -216,8 +216,9 @@ class Claim:
 
 def _folders(kept: Path, shared: Path, floors: Path) -> dict[str, Path]:
     """Where the runs on each target are kept."""
-    runs = {"control": kept, "locked": kept, "base": shared}
-    runs |= dict.fromkeys(("scratch", "classical", "public", "student"), floors)
+    # The student is of this base alone, and its weights have no name of their own: not in what all audits share.
+    runs = {"control": kept, "student": kept, "locked": kept, "base": shared}
+    runs |= dict.fromkeys(("scratch", "classical", "public"), floors)
     return {name: folder / "runs" for name, folder in runs.items()}
 
 
