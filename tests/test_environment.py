@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -50,3 +54,33 @@ def test_an_accelerator_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> N
             torch.cuda, "is_bf16_supported", lambda including_emulation=True, answer=answer: answer
         )
         assert has_bf16() is answer
+
+
+FREED = """
+import resource
+from speclock.environment import Meter, keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+keep_freed_memory()
+b"x" * 2**27
+before = faults()
+b"x" * 2**27
+print(faults() - before)
+with Meter() as meter:
+    pass
+print(meter.peak_memory_mb)
+b"x" * 2**27
+with Meter() as meter:
+    b"x" * 2**27
+print(meter.peak_memory_mb)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep what is freed")
+def test_freed_memory_is_kept_and_not_measured() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    faults, idle, busy = map(float, done.stdout.split())
+    assert faults < 2**27 / 4096 / 10  # the same pages again, but for a few
+    assert 120 < busy - idle < 140

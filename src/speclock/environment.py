@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -63,6 +65,18 @@ def release_memory() -> None:
     clear_device_cache(garbage_collection=True)
 
 
+def keep_freed_memory() -> None:
+    """Have this process keep what it frees for the tensors of its next step, where its allocator can be told to.
+
+    glibc gives large blocks back to the system at once, and the system clears every page of the next: on a machine
+    of two cores a training step of a 22M transformer takes a quarter longer for it, and scoring two thirds.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        set_option = ctypes.CDLL("libc.so.6").mallopt
+        set_option(_M_MMAP_THRESHOLD, 2**28)
+        set_option(_M_TRIM_THRESHOLD, 2**30)
+
+
 def has_bf16() -> bool:
     """Whether what trains here multiplies bf16 numbers in hardware: the accelerator where there is one, else the CPU.
 
@@ -81,6 +95,9 @@ def has_bf16() -> bool:
     # An older torch answers two private questions about x86, and none about Arm.
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Meter:
@@ -120,6 +137,9 @@ class Meter:
 
 def _reset_peak_resident() -> bool:
     """Ask Linux to forget the peak so far; False where that is not possible."""
+    with contextlib.suppress(OSError, AttributeError):
+        # What was freed and kept is not what is about to be measured.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

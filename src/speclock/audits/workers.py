@@ -13,6 +13,8 @@ from multiprocessing.sharedctypes import Synchronized
 
 import torch
 
+from speclock.environment import keep_freed_memory
+
 
 @contextlib.contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
@@ -41,6 +43,7 @@ def _begin(number: Synchronized[int], threads: int, gpus: int) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[mine % gpus]
     torch.set_num_threads(threads)
+    keep_freed_memory()
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
 
 

@@ -9,6 +9,7 @@ import warnings
 
 import click
 
+from speclock.environment import keep_freed_memory
 from speclock.errors import InputError
 
 # One line of help each, so that `speclock --help` imports no command and no torch.
@@ -61,6 +62,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status; bad input prints one line and returns 2."""
+    keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else arguments
     command = f"speclock {arguments[0]}" if arguments and arguments[0] in COMMANDS else "speclock"
     try:
