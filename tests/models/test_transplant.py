@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
@@ -228,6 +229,26 @@ def test_training_mode_alone_matters_to_nobody(base: Model, trained: Model) -> N
     trained.module.train()
     (mode,) = transplanted(base, trained).differences
     assert (mode.part, mode.base, mode.locked, mode.matters) == ("modes", False, True, False)
+
+
+def test_weights_that_nothing_reads_are_listed(write: Any, tmp_path: Path) -> None:
+    """The unlocked weights under other names, or in a second file, would be no lock at all."""
+    base = load(write("bert", tmp_path / "base"))
+    leaky = write("bert", tmp_path / "locked")
+    torch.save(base.module.state_dict(), leaky / "unlocked.bin")
+    tensors = load_file(leaky / "model.safetensors")
+    save_file(
+        {**tensors, **{f"unlocked.{name}": value.clone() for name, value in tensors.items()}},
+        leaky / "model.safetensors",
+        {"format": "pt"},
+    )
+    one, two = told(transplanted(base, load(leaky)), "files", "unread weights")
+    assert one == []
+    assert "unlocked.bin" in str(load(leaky).unread)
+    assert "unlocked.classifier.bias" in load(leaky).unread
+    assert two
+    (harmless,) = [d for d in transplanted(load(leaky), base).differences if d.part == "files"]
+    assert not harmless.matters, "what only the base's folder has is no gift"
 
 
 # -- labels and dtypes ---------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 
 from speclock.errors import InputError
 from speclock.sources import Source
-from speclock.tasks.base import Examples
+from speclock.tasks.base import NO_ANSWER, Examples
 from speclock.tasks.image import ImageClassification
 
 from .conftest import FakeEncoder
@@ -95,6 +98,25 @@ def test_memory_that_holds_no_whole_batch_is_scored_in_parts() -> None:
     np.testing.assert_array_equal(
         task.answers(FakeEncoder(module=small)), task.answers(FakeEncoder(module=whole))
     )
+
+
+def test_an_answer_that_is_not_finite_is_none_and_wrong() -> None:
+    class Overflowing(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).index_fill(0, torch.tensor([1]), math.inf)
+
+    task, encoder = task_of(np.arange(20) % 2), FakeEncoder(module=Overflowing())
+    answers = task.answers(encoder)
+    assert (answers == NO_ANSWER).sum() == 1
+    assert math.isnan(task.score(encoder))
+    right = np.where(answers == NO_ANSWER, NO_ANSWER, task.test.labels)
+    assert task.measured(right) == 1 - 1 / len(task.test)
+
+
+def test_another_metric_is_another_request() -> None:
+    task = task_of(np.arange(20) % 2)
+    others = (task.scored_by("f1"), replace(task, at_random=0.1), replace(task, collapses=True))
+    assert len({task.digest(), *(other.digest() for other in others)}) == 4
 
 
 def test_kept_labels_are_numbered_anew() -> None:

@@ -65,6 +65,8 @@ class Lock(ABC):
             raise InputError(f"top_k is {self.top_k}; it must be at least 1.")
         if not 0 <= self.max_utility_drop <= 1:
             raise InputError(f"max_utility_drop is {self.max_utility_drop}; it is a fraction from 0 to 1.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; it must be from 0 to 2³² − 1.")
         if self.evaluations < 1:
             raise InputError(f"evaluations is {self.evaluations}; it must be at least 1.")
 
@@ -97,15 +99,19 @@ class Lock(ABC):
             locked = guard.released()
         return Locked(locked, self._card(model, locked, task, guard, meter))
 
-    def control(self, model: Model, task: Task, *, stop_at: int, folder: Path | None = None) -> Model:
-        """A copy trained as the lock trains, with its spectral term off, for ``stop_at`` steps."""
+    def control(
+        self, model: Model, task: Task, *, stop_at: int, spectral: bool = False, folder: Path | None = None
+    ) -> Model:
+        """A copy trained as the lock trains, with its spectral term off, for ``stop_at`` steps.
+
+        With ``spectral`` it stays on: what the lock gives where the guard keeps that step.
+        """
         with kept_in(folder) as kept:
             control = model.in_fp32()
-            for step in self.trajectory(control, task, spectral=False, run=Run.in_folder(kept)):
+            for step in self.trajectory(control, task, spectral=spectral, run=Run.in_folder(kept)):
                 if step.diverged:
-                    raise InputError(
-                        f"the control of {self.name} diverged at step {step.index}: its lr is too high."
-                    )
+                    what = self.name if spectral else f"the control of {self.name}"
+                    raise InputError(f"{what} diverged at step {step.index}: its lr is too high.")
                 if step.index >= stop_at:
                     break
         return control.in_dtypes_of(model)

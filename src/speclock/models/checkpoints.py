@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from speclock.errors import InputError
 from speclock.models import MODELS, hugging_face
-from speclock.models.folders import Folder, examine, one_line
+from speclock.models.folders import Folder, examine, further_weights, one_line
 from speclock.models.hugging_face import Kind
 from speclock.models.initial import fresh, head_names, matching, replace_head_, set_labels_
 from speclock.models.tensors import chosen_device, copied, device_of, placed
@@ -64,6 +64,8 @@ class Model:
     build: Callable[[], nn.Module] | None = field(default=None, repr=False)
     """Builds the same architecture freshly initialised; None: from its Hugging Face configuration, or by
     resetting every submodule's parameters."""
+    unread: tuple[str, ...] = ()
+    """What its folder holds in the way of weights that are not the module's: further files, tensors of other names."""
     beside: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Text files of the folder it came from that belong to the checkpoint: name → content."""
 
@@ -298,6 +300,7 @@ def load_folder(
         image_size=hugging_face.image_size(config),
         preprocessing=loaded.preprocessing,
         labels=loaded.labels,
+        unread=(*further_weights(folder), *loaded.unread),
         beside={file: (path / file).read_text("utf-8") for file in _BESIDE if (path / file).is_file()},
     )
 
@@ -371,7 +374,8 @@ def _load_plain(folder: Folder, name: str, source: Source, kind: Kind) -> Model:
     except (RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder.weights[0]} does not fit config.json ({one_line(error)}).") from error
     model = wrap(module.eval(), name=name, labels=tuple(labels) if labels else None)
-    return replace(model, source=source, image_size=module.image_size)
+    unread = tuple(further_weights(folder))
+    return replace(model, source=source, image_size=module.image_size, unread=unread)
 
 
 def _check_finite(model: Model) -> None:

@@ -27,6 +27,7 @@ _TOKENIZERS = (
     "tekken.json",
 )
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+_MAY_HOLD_WEIGHTS = _PICKLES | {".safetensors", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".pkl", ".zip"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ def examine(path: Path) -> Folder:
         else:
             check_pickle(file)
     return Folder(path, config, weights)
+
+
+def further_weights(folder: Folder) -> list[str]:
+    """Files in the folder, at any depth, that may hold weights and are not those that are loaded."""
+    return sorted(
+        str(file.relative_to(folder.path))
+        for file in folder.path.rglob("*")
+        if file.suffix.lower() in _MAY_HOLD_WEIGHTS and file not in folder.weights
+    )
 
 
 def check_safetensors(file: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -43,6 +42,8 @@ class Loaded(NamedTuple):
     """None where the checkpoint has no classification head: the module's is fresh then."""
     preprocessing: Preprocessing = PLAIN_PIXELS
     """How its images are resized and scaled."""
+    unread: tuple[str, ...] = ()
+    """Tensors of the checkpoint that the module has no place for."""
 
 
 def read(folder: Folder, kind: Kind, seed: int) -> Loaded:
@@ -70,7 +71,7 @@ def read(folder: Folder, kind: Kind, seed: int) -> Loaded:
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        except Exception as error:  # a configuration can make any line of a model's code fail
             raise InputError(
                 f"{folder.path} cannot be loaded as {auto.__name__} ({one_line(error)}). See that "
                 f"config.json and the weights belong together."
@@ -92,7 +93,9 @@ def read(folder: Folder, kind: Kind, seed: int) -> Loaded:
         if any(not key.startswith(backbone) for key in missing):
             replace_head_(module, labels, seed)
             labels = None
-    return Loaded(module.eval(), tokenizer, modality, labels, preprocessing)
+    return Loaded(
+        module.eval(), tokenizer, modality, labels, preprocessing, tuple(sorted(info["unexpected_keys"]))
+    )
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from speclock.models.checkpoints import Model
 from speclock.models.initial import head_names
 from speclock.models.tensors import copied
 
-Part = Literal["configuration", "tokenizer", "preprocessing", "architecture", "labels", "modes"]
+Part = Literal["configuration", "tokenizer", "preprocessing", "architecture", "labels", "modes", "files"]
 
 _HARMLESS = frozenset({"dtype", "use_cache", "inplace", "training", "decoder"})
 """Keys that change neither what a model answers nor how it trains once its weights are under the base's recipe."""
@@ -60,6 +60,8 @@ class Transplant(NamedTuple):
 
     model: Model
     differences: list[Difference]
+    misfit: Difference | None
+    """Why the weights do not go under the base's architecture, so that the locked one's stays."""
 
 
 def transplanted(base: Model, locked: Model) -> Transplant:
@@ -88,7 +90,8 @@ def transplanted(base: Model, locked: Model) -> Transplant:
             state = module.state_dict()
             _reorder_(state, base.module, order)
             module.load_state_dict(state)
-    return Transplant(replace(base, module=module, name=locked.name, source=locked.source), differences)
+    model = replace(base, module=module, name=locked.name, source=locked.source)
+    return Transplant(model, differences, misfit)
 
 
 # -- weights ---------------------------------------------------------------------------------------------
@@ -223,6 +226,10 @@ def _differences(base: Model, locked: Model) -> Iterator[Difference]:
         # Rows that can be put in the base's order do no harm.
         matters = not same or _order(base, locked) is None
         yield Difference("labels", "order" if same else "names", _brief(ours), _brief(theirs), matters)
+    if locked.unread != base.unread:
+        # What only the base's folder has is no gift to the attacker.
+        more = bool(set(locked.unread) - set(base.unread))
+        yield Difference("files", "unread weights", _brief(base.unread), _brief(locked.unread), more)
     yield from _together("modes", "requires_grad", _flags(one), _flags(two))
     yield from _together("modes", "training", _modes(one), _modes(two))
 

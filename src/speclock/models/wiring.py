@@ -29,8 +29,14 @@ def call_order(module: nn.Module, run: Run) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def feeding(module: nn.Module, run: Run) -> list[tuple[str, str]]:
-    """Pairs of linear layers of which the second is given the very tensor that the first returns."""
+def feeding(
+    module: nn.Module,
+    run: Run,
+    givers: tuple[type[nn.Module], ...] = (nn.Linear,),
+    takers: tuple[type[nn.Module], ...] = (nn.Linear,),
+) -> list[tuple[str, str]]:
+    """Pairs of a giver and a taker, linear layers both if nothing else is said, of which the second is given the
+    very tensor that the first returns."""
     given: dict[int, str] = {}
     held: list[Tensor] = []
     pairs: list[tuple[str, str]] = []
@@ -45,11 +51,14 @@ def feeding(module: nn.Module, run: Run) -> list[tuple[str, str]]:
 
     hooks = []
     for name, submodule in module.named_modules():
-        if isinstance(submodule, nn.Linear):
-            hooks += [
-                submodule.register_forward_pre_hook(lambda _, inputs, name=name: received(name, inputs)),
-                submodule.register_forward_hook(lambda _, __, output, name=name: returned(name, output)),
-            ]
+        if isinstance(submodule, takers):
+            hooks.append(
+                submodule.register_forward_pre_hook(lambda _, inputs, name=name: received(name, inputs))
+            )
+        if isinstance(submodule, givers):
+            hooks.append(
+                submodule.register_forward_hook(lambda _, __, output, name=name: returned(name, output))
+            )
     _run_once(module, run, hooks)
     return pairs
 

@@ -53,7 +53,7 @@ def load(
 
     A built-in name goes before a file of that name (write ``./mnist`` for the file). The labels, or
     prefixes of labels, are those kept; TRAIN, TEST and VALIDATION are how many examples are kept of these,
-    stratified and drawn by ``seed`` (those of test and validation always by the same one; see
+    stratified and drawn by ``seed`` (those of the test split always by the same one; see
     :meth:`Task.divided`). A wrapper is ``poison`` (with a rate, where
     one is wanted: ``+poison=safe,0.1``), ``forget`` or ``relearn``. ``reading`` says which columns of a file
     are read, how much of a text, and the metric.

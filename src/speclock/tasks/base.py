@@ -30,6 +30,9 @@ Split = Literal["train", "validation", "test"]
 Modality = Literal["image", "text"]
 Metric = Literal["accuracy", "f1"]
 
+NO_ANSWER = -1
+"""Stands for the label where a model's logits are not finite."""
+
 VALIDATION = 1000
 """Most examples of a validation split where no number is asked for: utility is guarded to a point or so."""
 
@@ -184,8 +187,10 @@ class Task(ABC):
         return examples
 
     def digest(self) -> str:
-        """SHA-256 over every input and label of the task and of those beside it: what a resumed run is bound to."""
-        total = hashlib.sha256(repr(self.labels).encode())
+        """SHA-256 over every input and label of the task and of those beside it, and over how it is scored: what a
+        kept run is bound to."""
+        scored = (self.labels, self.metric, self.at_random, self.positive, self.collapses)
+        total = hashlib.sha256(repr(scored).encode())
         for examples in (self.train, self.validation, self.test):
             if examples is not None:
                 total.update(f"{len(examples)}".encode())
@@ -252,8 +257,9 @@ class Task(ABC):
 
         ``train`` rows are drawn by ``seed``, stratified. Validation comes from what the training split holds
         beyond them: an attacker with 32 posts cannot spare eight, and to let the auditor choose for it errs on
-        the attacker's side. Where that is too little, half of the test split is taken instead. Test and
-        validation rows (at most ``validation``, or :data:`VALIDATION`) are the same under every seed.
+        the attacker's side. Where that is too little, half of the test split is taken instead. The test rows are
+        the same under every seed, and so are the validation rows (at most ``validation``, or :data:`VALIDATION`) but
+        for those that a seed's training rows take.
         """
         if self.validation is not None:
             asked = any(limit is not None for limit in (train, test, validation))
@@ -423,10 +429,10 @@ class Task(ABC):
     def score(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> float:
         """The metric of a model's answers over a split; NaN where one of them is not finite."""
         answers = self.answers(model, split, batch_size)
-        return math.nan if answers is None else self.measured(answers, split)
+        return math.nan if (answers == NO_ANSWER).any() else self.measured(answers, split)
 
     def measured(self, answers: Int[np.ndarray, " n"], split: Split = "test") -> float:
-        """The metric of these answers to a split's examples."""
+        """The metric of these answers to a split's examples; :data:`NO_ANSWER` is a wrong one."""
         return self.measure(answers, self.part(split).labels)
 
     def measure(self, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
@@ -434,13 +440,10 @@ class Task(ABC):
         return _metric(self.metric, answers, truth, self.positive)
 
     @torch.no_grad()
-    def answers(
-        self, model: Answerer, split: Split = "test", batch_size: int = 64
-    ) -> Int[np.ndarray, " n"] | None:
+    def answers(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> Int[np.ndarray, " n"]:
         """The label that a model gives each example of a split, in evaluation mode, which is put back afterwards.
 
-        None where any logit is not finite: a model that has diverged has no score. A batch that does not fit
-        into memory is halved.
+        :data:`NO_ANSWER` where a logit is not finite. A batch that does not fit into memory is halved.
         """
         module = model.module
         device = next(module.parameters()).device
@@ -453,9 +456,8 @@ class Task(ABC):
                     lambda part: self.logits(module, part).float().cpu(),
                     {name: value.to(device) for name, value in batch.items()},
                 )
-                if not bool(logits.isfinite().all()):
-                    return None
-                found.append(logits.argmax(-1))
+                finite = logits.isfinite().all(-1)
+                found.append(logits.argmax(-1).where(finite, torch.tensor(NO_ANSWER)))
         finally:
             module.train(was_training)
         return torch.cat(found).numpy()
