@@ -265,6 +265,29 @@ def test_balancing_undoes_a_rescaling_and_keeps_the_function(base: Model, digits
         assert found[0] == pytest.approx(float(wanted[0]), rel=0.05)
 
 
+def test_balancing_brings_what_is_in_front_of_a_batch_norm_to_the_size_of_a_fresh_layer(digits: Task) -> None:
+    """In either mode the function is the same, and a step of the usual size does nothing."""
+    torch.manual_seed(0)
+    layers = (nn.Flatten(), nn.Linear(3 * 28 * 28, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    plain = wrap(nn.Sequential(*layers).eval(), modality="image", labels=digits.labels)
+    plain.module[2].running_mean.fill_(0.2)
+    plain.module[2].running_var.fill_(0.3)
+    fake = plain.copy()
+    with torch.no_grad():
+        layer, norm = fake.module[1], fake.module[2]
+        for tensor, power in (
+            (layer.weight, 1),
+            (layer.bias, 1),
+            (norm.running_mean, 1),
+            (norm.running_var, 2),
+        ):
+            tensor.mul_(4096.0**power)
+    undone = operated(fake, digits, "balance")
+    torch.testing.assert_close(answers(undone, digits), answers(plain, digits), rtol=1e-2, atol=1e-2)
+    sizes = [float(m.module[1].weight.detach().norm()) for m in (undone, plain)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
 def test_fusing_undoes_a_compensated_pair(base: Model, digits: Task) -> None:
     fake = compensated(base, 1000.0)
     assert max(float(s[0]) for s in spectra(fake)) > 100 * max(float(s[0]) for s in spectra(base))

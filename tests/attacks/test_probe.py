@@ -25,11 +25,37 @@ def blobs(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (100 + 30 * x).astype(np.float32), labels
 
 
+def accuracy(answers: np.ndarray, truth: np.ndarray) -> float:
+    return float((answers == truth).mean())
+
+
+def test_the_view_is_chosen_by_the_tasks_own_metric() -> None:
+    """F1 of label 0, which a base's head may have first: a view that knows it beats one that finds label 1."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(60) >= 12).astype(int)  # label 0 is rare
+    rare = labels[:, None] * 3.0 + rng.normal(size=(60, 1))
+    never = np.zeros((60, 1)) + 0.01 * rng.normal(size=(60, 1))
+
+    def f1_of_0(answers: np.ndarray, truth: np.ndarray) -> float:
+        hits = ((answers == 0) & (truth == 0)).sum()
+        return 2 * hits / max(1, (answers == 0).sum() + (truth == 0).sum())
+
+    asked = []
+
+    def noted(answers: np.ndarray, truth: np.ndarray) -> float:
+        asked.append(1)
+        return f1_of_0(answers, truth)
+
+    best = fitted({"never": never, "rare": rare}, labels, 2, noted, 0)
+    assert best.view == "rare"
+    assert asked
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_view_that_knows_is_chosen_and_read(classes: int) -> None:
     x, labels = blobs(60, classes)
     noise = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
-    best = fitted({"noise": noise, "signal": x}, labels, classes, "accuracy", 0)
+    best = fitted({"noise": noise, "signal": x}, labels, classes, accuracy, 0)
     assert best.view == "signal"
     fresh, truth = blobs(600, classes, seed=2)
     logits = fresh @ best.weight.T + best.bias
@@ -42,11 +68,11 @@ def test_the_view_that_knows_is_chosen_and_read(classes: int) -> None:
 
 def test_a_label_without_examples_is_never_answered() -> None:
     x, labels = blobs(40, 2)
-    best = fitted({"x": x}, labels * 2, 4, "accuracy", 0)
+    best = fitted({"x": x}, labels * 2, 4, accuracy, 0)
     answers = (x @ best.weight.T + best.bias).argmax(1)
     assert set(answers) == {0, 2}
     with pytest.raises(InapplicableError, match="two training examples"):
-        fitted({"x": x[:5]}, np.array([0, 1, 1, 1, 1]), 2, "accuracy", 0)
+        fitted({"x": x[:5]}, np.array([0, 1, 1, 1, 1]), 2, accuracy, 0)
 
 
 def test_a_broken_last_layer_does_not_hide_what_the_layers_before_it_know(

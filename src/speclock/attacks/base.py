@@ -64,6 +64,8 @@ class Outcome:
     as ``best``: the clean score of a poisoned task."""
     beside_curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """Their scores on the validation split at each evaluation."""
+    uncounted: list[int] = field(default_factory=list)
+    """Steps of the evaluations that do not count, since what stands beside the task had fallen."""
     first_label: int = 0
     """Steps taken before the run saw a label: healing, imitation. Budgets are counted from there."""
     pruned_at: int | None = None
@@ -198,6 +200,8 @@ class Attack(ABC):
         """
         if steps < 1:
             raise InputError(f"steps is {steps}; an attack needs a budget of at least 1.")
+        from speclock.tasks.base import NO_ANSWER
+
         task = task.divided()
         with Meter() as meter:
             own = model.labels == task.labels
@@ -215,12 +219,13 @@ class Attack(ABC):
             if outcome.status is Status.OK:
                 if quoted:
                     answers = task.answers(attacked)
-                    outcome.answers = None if answers is None else answers.tolist()
-                    outcome.test = None if answers is None else task.measured(answers)
+                    if (answers != NO_ANSWER).all():
+                        outcome.answers, outcome.test = answers.tolist(), task.measured(answers)
                     outcome.beside = {name: other.score(attacked) for name, other in task.beside.items()}
                 if utility and retain is not None:
                     split: Split = "test" if quoted else "validation"
-                    outcome.utility_after = retain.score(self.released_(attacked, model), split)
+                    after = self.released_(attacked, model)
+                    outcome.utility_after = retain.measured(retain.answers(after, split), split)
         outcome.seconds, outcome.peak_memory_mb = meter.seconds, meter.peak_memory_mb
         return Attacked(attacked, outcome)
 
@@ -313,6 +318,8 @@ class _Judge:
         for name, value in beside.items():
             outcome.beside_curves.setdefault(name, []).append((index, value))
         counts = self.keep is None or all(value >= self.keep for value in beside.values())
+        if not counts:
+            outcome.uncounted.append(index)
         if counts and (outcome.best is None or score > outcome.best):
             outcome.best, outcome.best_step, outcome.beside = score, index, beside
             if self.keeps_state:
@@ -324,10 +331,14 @@ class _Judge:
     def _out_of_patience(self, labelled: int) -> bool:
         if self.patience is None or labelled < self.patience:
             return False
-        half = max(
-            score for step, score in self.outcome.curve if step - self.outcome.first_label <= labelled / 2
-        )
-        return max(score for _, score in self.outcome.curve) <= half + HELP
+        outcome = self.outcome
+        counted = [
+            (step - outcome.first_label, score)
+            for step, score in outcome.curve
+            if step not in outcome.uncounted
+        ]
+        half = max((score for step, score in counted if step <= labelled / 2), default=0.0)
+        return max((score for _, score in counted), default=0.0) <= half + HELP
 
     def _ended(self, status: Status, reason: str) -> Outcome:
         self.outcome.status, self.outcome.reason, self.outcome.best = status, reason, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -90,7 +90,7 @@ class Probe(Attack):
         if not views:
             yield Step(1, math.nan, diverged=True, passes=passes)
             return
-        best = fitted(views, labels, len(task.labels), task.metric, self.seed)
+        best = fitted(views, labels, len(task.labels), task.measure, self.seed)
         readout = nn.Linear(best.weight.shape[1], len(task.labels), device=device)
         with torch.no_grad():
             readout.weight.copy_(torch.from_numpy(best.weight))
@@ -113,17 +113,17 @@ def fitted(
     views: Mapping[str, Float[np.ndarray, "n _"]],
     labels: Int[np.ndarray, " n"],
     classes: int,
-    metric: str,
+    measure: Callable[[Int[np.ndarray, " n"], Int[np.ndarray, " n"]], float],
     seed: int,
 ) -> Readout:
-    """The view and the strength with the best cross-validated ``metric``, refitted on all examples.
+    """The view and the strength with the best cross-validated ``measure`` of answers, refitted on all examples.
 
     Up to five stratified folds. Raises :class:`InapplicableError` where no two labels have two examples each.
     """
     import numpy as np
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import log_loss
+    from sklearn.metrics import log_loss, make_scorer
     from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -133,7 +133,8 @@ def fitted(
         raise InapplicableError("no two labels have two training examples each to cross-validate with")
     folds = StratifiedKFold(int(np.clip(counts[counts > 0].min(), 2, 5)), shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-3, max_iter=100))
-    settings = {"cv": folds, "scoring": metric}
+    scored = make_scorer(lambda truth, answers: measure(answers, truth))
+    settings = {"cv": folds, "scoring": scored}
     with warnings.catch_warnings():
         # Correlated features converge slowly; cross-validation judges what a hundred iterations have come to.
         warnings.simplefilter("ignore", ConvergenceWarning)
