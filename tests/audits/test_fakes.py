@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 import speclock
-from speclock import models, wrap
+from speclock import models, tasks, wrap
 from speclock.attacks.balance import Balance
 from speclock.attacks.base import Attack
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.fuse import Fuse
 from speclock.audits.record import Record
 from speclock.audits.run import Claim, audit
-from speclock.audits.suite import Suite, listed
-from speclock.locks.base import Locked
-from speclock.models import Model
+from speclock.audits.suite import SCRATCH, Suite, listed
+from speclock.locks.base import Locked, mean_top_sigma
+from speclock.models import Model, identity
 from speclock.models.cnn_mlp import CnnMlp
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
@@ -48,11 +49,12 @@ def judged(
         steps = asked.pop("steps", 24)
         # What is seen before any attack runs needs one of them, for the record's sake.
         plain = asked.pop("plain", PLAIN if steps > 2 else PLAIN[1:2])
-        suite = Suite(name="toy", version=1, steps=steps, finalists=2, families=listed(*plain, *attacks))
+        families = listed(*plain, *attacks)
+        suite = Suite(name="toy", version=1, steps=steps, finalists=2, families=families, scratch=SCRATCH[:1])
         record = audit(
             base=before,
             locked=fake,
-            retain=digits,
+            retain=asked.pop("retain", digits),
             attack=task.limit(train=200, validation=100, test=100),
             suite=suite,
             shared=folder,
@@ -195,8 +197,10 @@ def test_a_card_that_claims_nonsense(judged: Judged, base: Model, locked_card: d
         {"chosen_step": "many"},
         {"strength_locked": None},
         {"base": "a fingerprint"},
+        {"config": {**locked_card["config"], "include": ["no.such.weight"]}},
+        {"config": {**locked_card["config"], "seed": 2**52}},
     ):
-        claim = Claim.of({**locked_card, **spoilt})
+        claim = Claim.of({**locked_card, **spoilt}, base)
         assert claim.problem, spoilt
         assert claim.card is claim.lock is None
     record, flags = judged(Locked(base.copy(), {**locked_card, "lock": "specdf"}), steps=2)
@@ -217,6 +221,113 @@ def test_a_control_that_diverges_is_a_flag(judged: Judged, base: Model, digits: 
     record, flags = judged(Locked(locked.model, wild), steps=2)
     assert "diverged" in flags["no_control"]
     assert not [run for run in record.runs if run.target == "control"]
+
+
+def test_a_card_whose_training_does_not_lead_to_the_file(
+    judged: Judged, base: Model, digits: Task, tmp_path: Path
+) -> None:
+    """The file forgot everything; the card claims a training that forgets nothing, and so its control."""
+    forgot = base.scratch(3)
+    train(forgot, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=150, batch_size=32))
+    still = speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-12, steps=2, evaluations=2, max_utility_drop=1.0)
+    card = speclock.lock(base, digits, still).card
+    found = identity(forgot)
+    sigma = mean_top_sigma(forgot.module, still)
+    forged = {**card, "fingerprint": found.fingerprint, "identity": found._asdict(), "strength_locked": sigma}
+    _, flags = judged(Locked(forgot, forged), steps=2, folder=tmp_path)
+    assert "repeated, the lock" in flags["card_not_repeated"]
+    # An honest lock of the same base, kept in the same folder, has a control of its own.
+    honest = speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=20, evaluations=2, max_utility_drop=1.0)
+    again, flags = judged(speclock.lock(base, digits, honest), steps=2, folder=tmp_path)
+    assert "card_not_repeated" not in flags
+    assert len(list(tmp_path.glob("runs/control-*.safetensors"))) == 2
+    assert again.summary["best_control"] is not None
+
+
+def test_a_card_that_asks_for_days(judged: Judged, base: Model, digits: Task) -> None:
+    gentle = speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=8, evaluations=2, max_utility_drop=1.0)
+    locked = speclock.lock(base, digits, gentle)
+    slow = {**locked.card, "config": {**locked.card["config"], "accumulate": 10**8}}
+    _, flags = judged(Locked(locked.model, slow), steps=2)
+    assert "examples together" in flags["no_control"]
+
+
+def test_answers_that_overflow_are_no_utility(judged: Judged, base: Model) -> None:
+    fake = base.copy()
+    with torch.no_grad():
+        fake.module.mlp[-1].weight.fill_(3e38)
+    record, flags = judged(fake, steps=2)
+    assert "utility_broken" in flags
+    assert record.summary["utility_locked"] < 0.5
+    assert "costs no utility" not in record.verdict
+
+
+def test_labels_in_another_order_or_spelling_do_not_stop_an_audit(judged: Judged, base: Model) -> None:
+    turned = replace(base.copy(), labels=base.labels[::-1])
+    with torch.no_grad():
+        for p in turned.module.mlp[-1].parameters():
+            p.copy_(p.flip(0).clone())
+    record, flags = judged(turned, steps=2)
+    assert record.summary["utility_locked"] == record.summary["utility_base"]
+    assert "recipe_differs" not in flags
+    unnamed = replace(base.copy(), labels=tuple(f"LABEL_{i}" for i in range(10)))
+    record, flags = judged(unnamed, steps=2)
+    assert "labels names" in flags["recipe_differs"]
+    assert record.summary["utility_locked"] == record.summary["utility_base"]
+
+
+def test_a_failure_of_the_machines_is_not_kept(
+    judged: Judged, base: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prepare_ = FineTune.prepare_
+
+    def fails(self: FineTune, model: Model, scene: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTune, "prepare_", fails)
+        record, _ = judged(base.copy(), steps=3, folder=tmp_path, plain=PLAIN[1:2])
+        assert {run.status for run in record.runs if run.target == "locked"} == {"failed"}
+    assert FineTune.prepare_ is prepare_
+    record, _ = judged(base.copy(), steps=3, folder=tmp_path, plain=PLAIN[1:2])
+    assert {run.status for run in record.runs if run.target in ("base", "locked")} == {"ok"}
+
+
+class Noisy(CnnMlp):
+    """One tensor more than its base has, so that its own code stays; and in training it answers with noise."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        found = super().forward(pixel_values)
+        return torch.rand_like(found).requires_grad_() if self.training else found
+
+
+def test_code_of_the_locked_folders_own(judged: Judged, base: Model) -> None:
+    fake = base.copy()
+    fake.module.__class__ = Noisy
+    fake.module.extra = nn.Parameter(torch.zeros(1))
+    _, flags = judged(fake, steps=3)
+    assert "extra" in flags["own_architecture"]
+
+
+def test_statistics_of_a_batch_norm_that_are_not_the_datas(
+    judged: Judged, digits: Task, silhouettes: Task
+) -> None:
+    """With the batch's own statistics the function is another; frozen ones give the base's."""
+    torch.manual_seed(0)
+    layers = (nn.Flatten(), nn.Linear(3 * 28 * 28, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    before = wrap(nn.Sequential(*layers), modality="image", labels=digits.labels)
+    train(before, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=100, batch_size=32))
+    fake = before.copy()
+    norm = fake.module[2]
+    with torch.no_grad():
+        far = 30 * torch.where(torch.rand(32) < 0.5, -1.0, 1.0)
+        norm.running_mean += far * (norm.running_var + norm.eps).sqrt()
+        norm.bias += norm.weight * far
+    frozen = tuple(FineTune(lr=lr, batch_size=16, batch_statistics=False) for lr in RATES)
+    record, flags = judged(fake, *frozen, before=before)
+    assert record.summary["utility_locked"] == pytest.approx(record.summary["utility_base"], abs=0.01)
+    assert "no batch statistics" in record.summary["strongest_attack"]
+    assert "no batch statistics" in flags["knob_succeeds"]
 
 
 def test_another_task_than_the_cards(judged: Judged, base: Model, locked_card: dict[str, Any]) -> None:
@@ -295,6 +406,63 @@ def test_a_configuration_that_hinders_training(
     record, flags = judged(fake, before=before, steps=8)
     assert key in flags["recipe_differs"]
     assert record.summary["best_locked"] == record.summary["best_base"], "the auditor's recipe is the base's"
+
+
+@pytest.fixture(scope="module")
+def posts() -> dict[str, Task]:
+    """Two topics that a small BERT is released for, and two that somebody wants."""
+    return {
+        "kept": tasks.load("newsgroups:rec.autos,comp.graphics@400/200/200"),
+        "wanted": tasks.load("newsgroups:sci.space,rec.sport.hockey@200/100/100"),
+    }
+
+
+def test_a_tokenizer_that_hinders_training(judged: Judged, posts: dict[str, Task], tmp_path: Path) -> None:
+    """The folder's own would leave nothing of a text: lower-cased, every word with a vowel is unknown."""
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from tokenizers import models as vocabularies
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    words = Tokenizer(vocabularies.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.train_from_iterator(
+        posts["kept"].train.inputs,
+        trainers.WordLevelTrainer(vocab_size=2000, special_tokens=["[PAD]", "[UNK]"]),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
+    config = BertConfig(
+        vocab_size=2000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    retain = replace(posts["kept"], max_length=32)
+    model = wrap(BertForSequenceClassification(config), tokenizer, labels=retain.labels)
+    train(model, retain, TrainingRecipe(optimizer="adam", lr=3e-3, steps=60, batch_size=32))
+    for name in ("base", "fake"):
+        models.save(model, tmp_path / name)
+    file = tmp_path / "fake/tokenizer.json"
+    spoilt = json.loads(file.read_text())
+    vocabulary = spoilt["model"]["vocab"]
+    spoilt["model"]["vocab"] = {
+        f"{word}\u0000" if set(word) & set("aeiou") and word[0] != "[" else word: i
+        for word, i in vocabulary.items()
+    }
+    file.write_text(json.dumps(spoilt))
+    before, fake = (models.load(tmp_path / name) for name in ("base", "fake"))
+    task = replace(posts["wanted"], max_length=32)
+    record, flags = judged(fake, before=before, task=task, retain=retain, steps=8)
+    assert "tokenizer" in flags["recipe_differs"]
+    assert record.summary["best_locked"] == record.summary["best_base"], (
+        "the auditor's tokenizer is the base's"
+    )
+    assert record.summary["utility_locked"] == record.summary["utility_base"] > 0.7
+    assert record.locked["utility_as_released"] < record.summary["utility_base"] - 0.1
+    # Numbers that the model has no embedding for: the folder cannot be run, and the audit can.
+    spoilt["model"]["vocab"] = {word: i + 5000 * (word[0] != "[") for word, i in vocabulary.items()}
+    file.write_text(json.dumps(spoilt))
+    record, flags = judged(models.load(tmp_path / "fake"), before=before, task=task, retain=retain, steps=2)
+    assert "under its own recipe it cannot be run" in flags["recipe_differs"]
+    assert record.summary["utility_locked"] == record.summary["utility_base"]
 
 
 def test_pure_half_precision_trains_in_fp32(judged: Judged, transformer: Model, silhouettes: Task) -> None:

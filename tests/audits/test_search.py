@@ -88,6 +88,24 @@ def test_a_listed_family_is_tried_as_listed_and_a_probe_once() -> None:
     assert set(search(listed, lambda lr: lr)) == set(rates)
 
 
+@pytest.mark.parametrize("works_at", [1e-2, 1e-6])
+def test_where_nothing_learns_rates_far_from_the_listed_ones_are_tried(works_at: float) -> None:
+    """Three scores at chance have a best by chance, and its neighbours are no better."""
+    noise = {1e-4: 0.13, 1e-3: 0.11}
+    runs = search(around(FineTune, 1e-4), lambda lr: 0.9 if lr == works_at else noise.get(lr, 0.1))
+    assert runs[works_at].best == 0.9
+    hopeless = search(around(FineTune, 1e-4), lambda lr: noise.get(lr, 0.1))
+    assert set(hopeless) == {1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1}
+
+
+def test_a_rival_is_not_held_to_what_does_not_count() -> None:
+    pruning = Pruning(0.1, 400, STEPS)
+    leader = run_of(FineTune(lr=1e-4), [(10, 1.0), (20, 1.0), (40, 0.3)])
+    leader.uncounted, leader.best = [10, 20], 0.3
+    pruning.hear(leader)
+    assert not pruning.watch(FineTune(lr=1e-3))(20, 0.25)
+
+
 def test_losing_runs_are_given_up_and_noise_around_chance_is_not() -> None:
     ends = {1e-4: 0.9, 1e-5: 0.3, 1e-3: 0.85}
     runs = search(around(FineTune, 1e-4), lambda lr: ends.get(lr, 0.88), shape=lambda part: 1.0)

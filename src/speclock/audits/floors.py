@@ -28,13 +28,18 @@ if TYPE_CHECKING:
     from speclock.training import Step
 
 SCRATCH_BUDGET = 8
-"""How many times the attack's budget training from scratch may take; it ends once a doubling brings nothing."""
+"""How many times the attack's budget training from scratch may take; from half of it on, a run ends whose last
+doubling brought nothing."""
 
-SCRATCH = (
-    Family(tuple(FineTune(optimizer="adamw", lr=lr, weight_decay=0.01) for lr in (1e-3, 1e-4, 1e-2))),
-    Family(tuple(FineTune(optimizer="sgd-momentum", lr=lr) for lr in (1e-1, 1e-2, 1.0))),
-)
-"""What is searched over: an untrained network needs larger rates than a trained one."""
+
+def doublings(budget: int) -> list[int]:
+    """The steps at which training from scratch is scored: a fresh transformer's first ones teach it nothing yet.
+
+    >>> doublings(32)
+    [64, 128, 256]
+    """
+    return [budget * times for times in (SCRATCH_BUDGET // 4, SCRATCH_BUDGET // 2, SCRATCH_BUDGET)]
+
 
 STUDENT_STEPS = 1000
 """Steps of the student's lessons: a fresh transformer's first hundreds teach it nothing yet."""

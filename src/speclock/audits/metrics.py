@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from speclock.audits.intervals import mean_interval, slowdown_interval, uplift_interval
 from speclock.audits.record import FLOOR, TARGETS, Record, RunRecord
+from speclock.audits.search import SEARCH_EXAMPLES, visible
 from speclock.numbers import percent, significant
 
 Measure = Callable[[Int[np.ndarray, " n"], Int[np.ndarray, " n"]], float]
@@ -113,9 +114,9 @@ def summarise(
         anyway,
         lambda run: run.utility_after is not None and run.utility_after >= utility_locked - UTILITY_BOUND,
     )
-    answers = {name: _answers(found, floor) for name, found in picks.items() if found}
-    if floor:
-        answers["floor"] = _answers(floor, floor)
+    instead = _anyway(floor, truth, measure, chance)
+    answers = {name: _answers(found, instead) for name, found in picks.items() if found}
+    answers["floor"] = _answers(floor, instead) if floor else instead[None]
     locked, base = picks["locked"], picks["base"]
     return {
         "utility_base": utility_base,
@@ -158,11 +159,20 @@ def summarise(
     }
 
 
-def _answers(found: Pick, floor: Pick | None) -> Int[np.ndarray, "seeds n"]:
-    """What a pick's runs answered to the test examples; a seed without answers has the floor's."""
-    instead = next((run.answers for run in floor.runs if run.answers), None) if floor else None
-    rows = [run.answers or instead for run in found.runs]
-    return np.array([row for row in rows if row is not None])
+def _answers(found: Pick, instead: Int[np.ndarray, " n"]) -> Int[np.ndarray, "seeds n"]:
+    """What a pick's runs answered to the test examples; a seed without answers has what the attacker has anyway."""
+    return np.array([run.answers or instead for run in found.runs])
+
+
+def _anyway(
+    floor: Pick | None, truth: Int[np.ndarray, " n"], measure: Measure, chance: float
+) -> Int[np.ndarray, " n"]:
+    """The floor's answers; where that is chance, one label for all, that which comes closest to it."""
+    found = next((run.answers for run in floor.runs if run.answers), None) if floor else None
+    if found:
+        return np.array(found)
+    same = [np.full_like(truth, label) for label in range(int(truth.max()) + 1)]
+    return min(same, key=lambda answers: abs(measure(answers, truth) - chance))
 
 
 def _uplift_interval(
@@ -192,19 +202,21 @@ class Cost(NamedTuple):
     tflops: float
 
 
-def cost_to(run: RunRecord, score: float) -> Cost | None:
+def cost_to(run: RunRecord, score: float, examples: int) -> Cost | None:
     """What ``run`` took to its first evaluation at ``score`` or above; None for a run without a curve.
+
+    ``examples`` is how many the attacker has, which no batch exceeds.
 
     An evaluation that does not count, since what stands beside the task had fallen, is passed over.
     """
     if not run.curve or run.status not in ("ok", "collapsed"):
         return None
     last = run.curve[-1][0]
-    seen = next((step for step, value in run.curve if value >= score and run.status == "ok"), None)
+    seen = next((step for step, value in run.counted if value >= score and run.status == "ok"), None)
     # Where the target is reached before the first step there is still one step's worth of work.
     at = max(1, last if seen is None else seen)
     share = at / max(1, last)
-    batch = run.config.get("batch_size", 1) * run.config.get("accumulate", 1)
+    batch = min(run.config.get("batch_size", 1), examples) * run.config.get("accumulate", 1)
     steps = None if run.kind == "probe" else at
     return Cost(seen is not None, steps, run.passes * batch * share, (run.tflops or 0.0) * share)
 
@@ -224,7 +236,10 @@ def _slowdowns(record: Record, picks: dict[str, Pick | None], floor: float) -> d
         return nothing
     target = floor + 0.9 * (base.validation - floor)
     costs = {
-        name: [[cost_to(run, target) for run in group] for group in finals(record.runs, name).values()]
+        name: [
+            [cost_to(run, target, record.attack_task["train"]) for run in group]
+            for group in finals(record.runs, name).values()
+        ]
         for name in ("base", "locked")
     }
     budget = max((run.curve[-1][0] for run in record.runs if run.target == "locked" and run.curve), default=1)
@@ -263,7 +278,10 @@ def _ratio(costs: dict[str, Costs], of: str) -> float | str | None:
     base, locked = (_cheapest(costs[name], of) for name in ("base", "locked"))
     if not base or not locked or None in base:
         return None
-    least = geometric_mean(value for value in base if value)
+    spent_on_base = [value for value in base if value]
+    if not spent_on_base:
+        return None  # operations that could not be counted
+    least = geometric_mean(spent_on_base)
     if None not in locked:
         return round(geometric_mean(value for value in locked if value) / least, 3)
     # Censored: the longest run that never got there says how much is not enough.
@@ -272,19 +290,31 @@ def _ratio(costs: dict[str, Costs], of: str) -> float | str | None:
     return f"> {spent / least:.1f}"
 
 
+def still_rises(record: Record, target: str) -> bool:
+    """Whether any finalist still rises on a target that might overtake the pick: it is not visibly behind it."""
+    best = strongest(record, target)
+    if best is None:
+        return False
+    margin = visible(record.attack_task["validation"])
+    return any(
+        rising(group) and best.validation - fmean(run.best or 0.0 for run in group) <= margin
+        for group in finals(record.runs, target).values()
+    )
+
+
 def strongest(record: Record, target: str) -> Pick | None:
     """The attacker's pick on a target of a summarised record."""
     return pick(record.runs, target, (record.summary["floor"], record.summary["floor_validation"]))
 
 
-def rising(found: Pick | None) -> bool:
-    """Whether a pick's runs still rose in the second half of their budget."""
+def rising(runs: Iterable[RunRecord]) -> bool:
+    """Whether the runs of a configuration still rose in the second half of their budget."""
     gains = []
-    for run in found.runs if found else []:
-        if run.curve and run.best is not None:
+    for run in runs:
+        if run.counted and run.best is not None:
             half = run.first_label + run.steps / 2
-            earlier = max((score for step, score in run.curve if step <= half), default=0.0)
-            gains.append(max(score for _, score in run.curve) - earlier)
+            earlier = max((score for step, score in run.counted if step <= half), default=0.0)
+            gains.append(max(score for _, score in run.counted) - earlier)
     return bool(gains) and fmean(gains) > RISING
 
 
@@ -294,14 +324,15 @@ def rising(found: Pick | None) -> bool:
 def families(record: Record) -> list[dict[str, Any]]:
     """One row a family of attacks: what its search reached on each target, and whether it is inert.
 
-    A family is inert that does not beat the floor on the unlocked base, on the validation split: that it does
-    not break a lock says nothing of the lock.
+    A family is inert that does not beat the floor on the unlocked base, on the validation split and by more than
+    the best of a search at the floor does by chance: that it does not break a lock says nothing of the lock.
     """
     chance = record.attack_task["chance"]
     floor = max(
         (found.validation for name in FLOOR if (found := pick(record.runs, name, (chance, chance)))),
         default=chance,
     )
+    margin = visible(min(SEARCH_EXAMPLES, record.attack_task["validation"]))
     rows: dict[str, dict[str, Any]] = {}
     for run in record.runs:
         if run.stage != "search" or run.target in ("scratch", "classical"):
@@ -320,7 +351,7 @@ def families(record: Record) -> list[dict[str, Any]]:
             seen["best"], seen["at"] = run.best, run.title
     for row in rows.values():
         on_base = row["targets"].get("base", {}).get("best")
-        row["inert"] = on_base is None or on_base <= floor
+        row["inert"] = on_base is None or on_base <= floor + margin
     return list(rows.values())
 
 

@@ -52,6 +52,8 @@ class RunRecord:
     utility_after: float | None = None
     beside: dict[str, float] = field(default_factory=dict)
     beside_curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    uncounted: list[int] = field(default_factory=list)
+    """Steps of the evaluations that do not count: what stands beside the task had fallen."""
     first_label: int = 0
     pruned_at: int | None = None
     ended_at: int | None = None
@@ -65,6 +67,11 @@ class RunRecord:
     def key(self) -> str:
         """What was run on what for how long, without the seed: runs with equal keys are repeats."""
         return json.dumps([self.target, self.attack, self.config, self.stage, self.steps], sort_keys=True)
+
+    @property
+    def counted(self) -> list[tuple[int, float]]:
+        """The evaluations that count."""
+        return [(step, score) for step, score in self.curve if step not in self.uncounted]
 
     @property
     def informed(self) -> bool:

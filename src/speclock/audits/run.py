@@ -1,11 +1,12 @@
-"""The audit itself: the same search of the same suite on every target, and what follows from it."""
+"""The audit itself: one suite of attacks, searched on every target, and what follows from it."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from speclock.audits import SUITES
 from speclock.audits.flags import raised
 from speclock.audits.gradients import blocked_gradients
 from speclock.audits.kept_runs import KeptRuns
-from speclock.audits.metrics import families, rising, strongest, summarise, verdict
+from speclock.audits.metrics import families, still_rises, summarise, verdict
 from speclock.audits.record import Record
 from speclock.audits.suite import Suite
 from speclock.audits.targets import Targets
@@ -25,7 +26,7 @@ from speclock.environment import environment
 from speclock.errors import InputError
 from speclock.locks.base import Lock, Locked
 from speclock.locks.card import Card, CardError, describes, lock_of, parsed
-from speclock.models import Model, adopted, identity, transplanted
+from speclock.models import Model, Transplant, adopted, identity, transplanted
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks.base import Task
 from speclock.workspace import kept_in
@@ -33,10 +34,10 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
-_RULES = 1
+_RULES = 2
 """How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
 
-SEARCH_EXAMPLES = 256
+CURVE_EXAMPLES = 256
 """Validation examples on which a run is scored on its way; what is quoted is scored on the whole test split."""
 
 
@@ -59,8 +60,9 @@ def audit(
 ) -> Record:
     """Attack base, floor, control and locked model with one suite and say what the lock is worth.
 
-    Each family of the suite is searched on each target under one seed, on the validation split; the finalists run
-    again under ``seeds`` fresh ones, and their test scores are what is quoted. The recipe (configuration, head,
+    Each family of the suite is searched on each target under one seed, on the validation split (on control and
+    student those families alone that came to the finals on base or locked model); the finalists run again under
+    ``seeds`` fresh ones, and their test scores are what is quoted. The recipe (configuration, head,
     tokenizer, preprocessing) is the base's on every target: of the locked model the weights alone are used, and
     what else differs is listed. Where the locked model's best attack still rises at its last step, the finalists of
     every target run once more with twice the budget.
@@ -95,8 +97,8 @@ def audit(
     # Found now, not after an hour: what an attack needs of the machine.
     for each in chosen.attacks:
         each.requires()
-    claimed = Claim.of(claim)
     transplant = transplanted(before, released)
+    claimed = Claim.of(claim, transplant.model)
     with kept_in(folder) as kept:
         targets = Targets(
             base=before,
@@ -110,8 +112,8 @@ def audit(
         )
         work = Work(
             targets=targets,
-            task=attack.limit(validation=SEARCH_EXAMPLES),
-            retain=retain.limit(validation=SEARCH_EXAMPLES),
+            task=attack.limit(validation=CURVE_EXAMPLES),
+            retain=retain.limit(validation=CURVE_EXAMPLES),
             suite=chosen,
             budget=budget,
             seeds=seeds,
@@ -136,9 +138,10 @@ def audit(
                 "card_problem": claimed.problem,
                 "card_describes": claimed.describes(before, released),
                 "claimed_sigma": claimed.strength,
-                "mean_top_sigma": claimed.measured(transplant.model),
-                "blocked_gradients": blocked_gradients(released, attack),
+                "mean_top_sigma": claimed.measured,
+                "blocked_gradients": _blocked(before, released, transplant.model, attack),
                 "differences": [difference._asdict() for difference in transplant.differences],
+                "own_architecture": _own(transplant),
             },
             retain_task=retain.describe(),
             attack_task=attack.describe(),
@@ -146,19 +149,22 @@ def audit(
             spectra=_spectra(before, released),
             environment=environment(before.device),
         )
-        utilities = retain.score(before), retain.score(transplant.model)
+        # An answer that is not finite is a wrong one.
+        utility, utility_locked = (retain.measured(retain.answers(m)) for m in (before, transplant.model))
         if any(difference.matters for difference in transplant.differences):
             # What users of the folder get, who take its own configuration and tokenizer.
-            record.locked["utility_as_released"] = retain.score(released)
+            record.locked["utility_as_released"] = _as_released(released, retain)
         with crew(jobs, kept) as hands:
             work.carry_out(hands)
-            record.summary = summarise(record, *utilities, attack.test.labels, attack.measure)
-            if rising(strongest(record, "locked")):
+            summary = partial(summarise, record, utility, utility_locked, attack.test.labels, attack.measure)
+            record.summary = summary()
+            if still_rises(record, "locked"):
                 record.suite["budget"] = 2 * budget
                 work.go_on(hands, times=2)
-                record.summary = summarise(record, *utilities, attack.test.labels, attack.measure)
+                record.summary = summary()
         record.base["student"] = targets.report("student")
         record.locked["no_control"] = targets.problem("control")
+        record.locked["card_not_repeated"] = targets.report("control").get("not_repeated")
     record.families = families(record)
     record.flags = raised(record)
     record.verdict = verdict(record)
@@ -173,16 +179,22 @@ class Claim:
     card: Card | None = None
     lock: Lock | None = None
     problem: str | None = None
+    measured: float | None = None
+    """The mean top σ of the matrices that it names, by a converged solver rather than the lock's warm basis."""
 
     @classmethod
-    def of(cls, card: Mapping[str, Any] | str | None) -> Claim:
-        """The claim of a card; of a text, which says why the card could not be read, none."""
+    def of(cls, card: Mapping[str, Any] | str | None, model: Model) -> Claim:
+        """What a card claims of ``model``; a text, which says why the card could not be read, claims nothing."""
         if card is None or isinstance(card, str):
             return cls(problem=card)
         try:
             checked = parsed(json.dumps(card))
-            return cls(checked, lock_of(checked))
-        except (CardError, TypeError, ValueError, RecursionError) as error:
+            lock = lock_of(checked)
+            values: list[float] = []
+            for weight in weight_matrices(model.module, lock.include, lock.exclude):
+                values += singular_values(weight.matrix.detach(), lock.top_k).tolist()
+            return cls(checked, lock, measured=sum(values) / len(values) if values else None)
+        except (CardError, InputError, TypeError, ValueError, RecursionError) as error:
             return cls(problem=str(error))
 
     def describes(self, base: Model, locked: Model) -> dict[str, bool] | None:
@@ -204,21 +216,41 @@ class Claim:
         """The mean top σ that the card speaks of."""
         return self.card["strength_locked"] if self.card else None
 
-    def measured(self, model: Model) -> float | None:
-        """The same by a converged solver rather than the lock's warm basis."""
-        if self.lock is None:
-            return None
-        values: list[float] = []
-        for weight in weight_matrices(model.module, self.lock.include, self.lock.exclude):
-            values += singular_values(weight.matrix.detach(), self.lock.top_k).tolist()
-        return sum(values) / len(values) if values else None
+
+def _blocked(base: Model, released: Model, attacked: Model, attack: Task) -> list[str] | None:
+    """Matrices whose gradients the released module hides, asked of it as the base is fed.
+
+    A folder whose module cannot be run so is asked in the base's code, which is what is attacked.
+    """
+    try:
+        fed = replace(released, tokenizer=base.tokenizer, preprocessing=base.preprocessing)
+        return blocked_gradients(fed, attack)
+    except Exception:  # whatever a damaged folder raises: it must not keep the audit from being run
+        return blocked_gradients(attacked, attack)
+
+
+def _own(transplant: Transplant) -> str | None:
+    """Why it is the locked folder's own module that is attacked, where it is."""
+    if transplant.misfit is None:
+        return None
+    _, key, base, locked, _ = transplant.misfit
+    return (
+        f"the weights do not go into the base's architecture: {key} is {locked} there and {base} in the base"
+    )
+
+
+def _as_released(released: Model, retain: Task) -> float | None:
+    """What users of the folder get; None where it cannot be run."""
+    try:
+        return retain.measured(retain.answers(released))
+    except Exception:  # see above
+        return None
 
 
 def _folders(kept: Path, shared: Path, floors: Path) -> dict[str, Path]:
     """Where the runs on each target are kept."""
-    # The student is of this base alone, and its weights have no name of their own: not in what all audits share.
-    runs = {"control": kept, "student": kept, "locked": kept, "base": shared}
-    runs |= dict.fromkeys(("scratch", "classical", "public"), floors)
+    runs = {"control": kept, "locked": kept, "base": shared}
+    runs |= dict.fromkeys(("scratch", "classical", "public", "student"), floors)
     return {name: folder / "runs" for name, folder in runs.items()}
 
 
@@ -242,7 +274,7 @@ def _bound(
         "scratch": recipe,
         "classical": [base.tokenizer, base.preprocessing],
         "base": [base.fingerprint, retain.digest(), public],
-        "public": [public, recipe],
+        "public": [public, recipe, retain.digest()],
         "student": [base.fingerprint, retain.digest(), public],
         "control": [base.fingerprint, retain.digest(), public, card],
         "locked": [locked.fingerprint, base.fingerprint, retain.digest(), public, others],
@@ -288,7 +320,8 @@ def _check_one_family(base: Model, locked: Model) -> None:
         for model in (base, locked)
     ]
     differ = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
-    if base.labels != locked.labels or len(differ) > len(shapes[0]) / 2:
+    # Other names or another order of the labels is a difference, which the record lists.
+    if len(base.labels or ()) != len(locked.labels or ()) or len(differ) > len(shapes[0]) / 2:
         first = differ[0] if differ else "the head's labels"
         raise InputError(
             f"{locked.name} is not a locked {base.name}: {first} is {shapes[1].get(first, 'missing')} in the "

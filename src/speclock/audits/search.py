@@ -22,7 +22,8 @@ def searched(family: Family, attempt: Attempt, pruning: Pruning) -> Iterator[Run
 
     The rates that the family lists come first. While the best of all lies on an edge, the next rate a decade
     further out is tried; once it lies inside, so are the rates half a decade to either side of it. A rate that
-    diverged or collapsed is an edge that the best cannot lie on.
+    diverged or collapsed is an edge that the best cannot lie on. While no rate is visibly above chance the best is
+    none, and rates up to two decades beyond the listed ones are tried on both sides.
     """
     found: dict[float, RunRecord] = {}
 
@@ -36,7 +37,7 @@ def searched(family: Family, attempt: Attempt, pruning: Pruning) -> Iterator[Run
         if family.searched and isinstance(attack, FineTune):
             found[attack.lr] = run
         yield run
-    while found and (rate := _next(found)) is not None:
+    while found and (rate := _next(found, pruning.chance + pruning.visible, family)) is not None:
         found[rate] = tried(at(family.attacks[0], rate))
         yield found[rate]
 
@@ -53,13 +54,15 @@ def best_of(runs: dict[float, RunRecord]) -> float | None:
     return max(scored, key=lambda rate: scored[rate], default=None)
 
 
-def _next(runs: dict[float, RunRecord]) -> float | None:
+def _next(runs: dict[float, RunRecord], learnt: float, family: Family) -> float | None:
     """The rate to try next; None once the best has neighbours on both sides half a decade off."""
     best = best_of(runs)
     if best is None:
         # Everything blew up or collapsed: only lower rates may not.
         lower = _rounded(min(runs) / 10)
         return lower if lower >= LOWEST else None
+    if (runs[best].best or 0.0) <= learnt:
+        return _beyond(runs, family)
     if best in (max(runs), min(runs)):
         further = _rounded(best * 10 if best == max(runs) else best / 10)
         if LOWEST <= further <= HIGHEST:
@@ -68,10 +71,22 @@ def _next(runs: dict[float, RunRecord]) -> float | None:
     return next((rate for rate in between if rate not in runs and min(runs) < rate < max(runs)), None)
 
 
+def _beyond(runs: dict[float, RunRecord], family: Family) -> float | None:
+    """Where to look while nothing has learnt: further up, unless that blew up, then further down."""
+    listed = [attack.lr for attack in family.attacks if isinstance(attack, FineTune)]
+    higher, lower = _rounded(max(runs) * 10), _rounded(min(runs) / 10)
+    if runs[max(runs)].best is not None and higher <= min(HIGHEST, 101 * max(listed)):
+        return higher
+    return lower if lower >= max(LOWEST, min(listed) / 101) else None
+
+
 def _rounded(rate: float) -> float:
     """Two digits: half a decade above 1e-4 is 3.2e-4, and is found again whichever way it is come by."""
     return float(f"{rate:.1e}")
 
+
+SEARCH_EXAMPLES = 128
+"""Validation examples on which a search compares its runs: fewer than a finalist's, whose curve is quoted."""
 
 RUNGS = (0.25, 0.5)
 """Parts of the budget after which the runs of a search are scored and compared."""
@@ -128,6 +143,8 @@ class Pruning:
     def hear(self, run: RunRecord) -> None:
         """Take in a run that has ended, in this process or in an earlier one."""
         for rung in RUNGS:
-            scores = [score for step, score in run.curve if step - run.first_label <= rung * run.steps + 0.5]
+            scores = [
+                score for step, score in run.counted if step - run.first_label <= rung * run.steps + 0.5
+            ]
             if scores and run.best is not None:
                 self.leader[rung] = max(self.leader.get(rung, 0.0), *scores)

@@ -46,6 +46,17 @@ class Family:
         return self.attacks[0].kind not in UNINFORMED
 
 
+def around(attack: type[FineTune], middle: float, **settings: Any) -> Family:
+    """A search that starts at a rate, a tenth and ten times of it; AdamW decays as in the paper (B.2)."""
+    if settings.setdefault("optimizer", "adamw") == "adamw":
+        settings.setdefault("weight_decay", 0.01)
+    return Family(tuple(attack(lr=rate, **settings) for rate in (middle, middle / 10, middle * 10)))
+
+
+SCRATCH = (around(FineTune, 3e-4), around(FineTune, 1e-1, optimizer="sgd-momentum"))
+"""What training from scratch is searched over: an untrained network needs larger rates than a trained one."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """Families of attacks in the order in which they are tried, and how their best are run again."""
@@ -58,6 +69,8 @@ class Suite:
     finalists: int = 2
     """Families whose best configuration runs again under every seed, those most promising that is, with the best
     uninformed and the best informed one always among them."""
+    scratch: tuple[Family, ...] = SCRATCH
+    """What training from scratch is searched over."""
     student: bool = False
     """Whether a student of the base's outputs is attacked too."""
 
@@ -78,13 +91,6 @@ def listed(*attacks: Attack) -> tuple[Family, ...]:
     for attack in attacks:
         groups.setdefault(attack.label, []).append(attack)
     return tuple(Family(tuple(group), searched=False) for group in groups.values())
-
-
-def around(attack: type[FineTune], middle: float, **settings: Any) -> Family:
-    """A search that starts at a rate, a tenth and ten times of it; AdamW decays as in the paper (B.2)."""
-    if settings.setdefault("optimizer", "adamw") == "adamw":
-        settings.setdefault("weight_decay", 0.01)
-    return Family(tuple(attack(lr=rate, **settings) for rate in (middle, middle / 10, middle * 10)))
 
 
 def _sweep(optimizer: str, *rates: float, **settings: Any) -> tuple[Attack, ...]:
@@ -196,10 +202,11 @@ STANDARD_1 = Suite(
 QUICK = Suite(
     name="quick",
     version=2,
-    steps=32,
+    steps=16,
+    scratch=SCRATCH[:1],
     families=(
         around(FineTune, 1e-4),
-        around(FineTune, 1e-2, optimizer="sgd-momentum"),
+        around(FineTune, 1e-4, batch_statistics=False),
         around(Clip, 1e-4),
         around(Heal, 1e-4, healing=16),
         Family((Probe(),)),
@@ -209,7 +216,7 @@ QUICK = Suite(
 STANDARD = Suite(
     name="standard",
     version=2,
-    steps=48,
+    steps=32,
     finalists=3,
     student=True,
     families=(
@@ -225,6 +232,7 @@ STANDARD = Suite(
         around(FineTune, 1e-1, optimizer="lbfgs", clip=None),
         # By knob.
         around(FineTune, 1e-4, dropout=False),
+        around(FineTune, 1e-4, batch_statistics=False),
         around(FineTune, 1e-4, batch_size=64),
         around(FineTune, 1e-4, layer_rates="spectral"),
         around(FineTune, 1e-4, embedding_rate=0.1),

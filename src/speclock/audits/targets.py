@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model, save_model
+from torch import nn
 
-from speclock.audits.floors import taught_by
+from speclock.audits.floors import STUDENT_STEPS, taught_by
+from speclock.environment import ran_out_of_memory
 from speclock.errors import InputError
-from speclock.locks.base import Lock
-from speclock.models import Model
+from speclock.locks.base import Lock, mean_top_sigma
+from speclock.models import Model, identity
 from speclock.tasks.base import Task
 from speclock.workspace import write_text
 
-CONTROL_MOST = 20_000
-"""Steps of the longest control that an audit trains."""
+CONTROL_MOST, CONTROL_MOST_EXAMPLES = 20_000, 2_000_000
+"""Steps and examples of the longest control that an audit trains."""
+
+REPEATED_ON = 500
+"""Validation examples on which the utility of a repeated lock is compared with the file's."""
 
 
 @dataclass
@@ -69,8 +76,13 @@ class Targets:
             return
         try:
             model, report = self._train(name)
-        except InputError as error:
-            write_text(self._report(name), json.dumps({"problem": str(error)}))
+        except (
+            Exception
+        ) as error:  # a card is a claim: whatever it leads to is a finding, and no end of the audit
+            if ran_out_of_memory(error):
+                raise
+            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            write_text(self._report(name), json.dumps({"problem": why}))
             return
         partial = self._weights(name).with_suffix(".partial")
         save_model(model.module, str(partial))
@@ -91,17 +103,76 @@ class Targets:
             return taught_by(self.base, self.retain)
         assert self.lock is not None
         # A card is a claim, and could ask for days of it.
-        if self.control_steps > CONTROL_MOST:
+        examples = (
+            self.control_steps * getattr(self.lock, "batch_size", 1) * getattr(self.lock, "accumulate", 1)
+        )
+        if self.control_steps > CONTROL_MOST or examples > CONTROL_MOST_EXAMPLES:
             raise InputError(
-                f"the card says that the lock took {self.control_steps} steps; a control gets {CONTROL_MOST} at most"
+                f"the card says that the lock took {self.control_steps} steps, of {examples} examples together; "
+                f"a control gets {CONTROL_MOST} and {CONTROL_MOST_EXAMPLES} at most"
             )
-        states = self.folders[name] / "control"
-        states.mkdir(exist_ok=True)
-        control = self.lock.control(self.base, self.retain, stop_at=self.control_steps, folder=states)
-        return control, {"steps": self.control_steps}
+
+        def trained(spectral: bool) -> Model:
+            assert self.lock is not None
+            states = self.folders[name] / f"{self._stem(name)}-{'lock' if spectral else 'control'}"
+            states.mkdir(exist_ok=True)
+            return self.lock.control(
+                self.base, self.retain, stop_at=self.control_steps, spectral=spectral, folder=states
+            )
+
+        report = {"steps": self.control_steps, "not_repeated": self._unlike(trained(spectral=True))}
+        return trained(spectral=False), report
+
+    def _unlike(self, repeated: Model) -> str | None:
+        """In what the locked model is not what the card's training gives: what the control shares with that training
+        says nothing of another. Numbers, not weights, since another machine's rounding leads elsewhere."""
+        assert self.lock is not None
+        repeated_sigma, sigma = (mean_top_sigma(m.module, self.lock) for m in (repeated, self.locked))
+        if abs(repeated_sigma - sigma) > 0.1 * sigma:
+            return (
+                f"repeated, the lock gives a mean top σ of {repeated_sigma:.3g}, and the file has {sigma:.3g}"
+            )
+        moved, file_moved = (_distance(m.module, self.base.module) for m in (repeated, self.locked))
+        if not 0.5 * file_moved <= moved <= 2 * file_moved:
+            return (
+                f"repeated, the lock moves the weights by {moved:.3g}, and the file is {file_moved:.3g} away"
+            )
+        retain = self.retain.limit(validation=REPEATED_ON)
+        scores = [
+            retain.measured(retain.answers(m, "validation"), "validation") for m in (repeated, self.locked)
+        ]
+        if abs(scores[0] - scores[1]) > 0.05:
+            return f"repeated, the lock keeps a utility of {scores[0]:.1%}, and the file has {scores[1]:.1%}"
+        return None
 
     def _weights(self, name: str) -> Path:
-        return self.folders[name] / f"{name}.safetensors"
+        return self.folders[name] / f"{self._stem(name)}.safetensors"
 
     def _report(self, name: str) -> Path:
-        return self.folders[name] / f"{name}.json"
+        return self.folders[name] / f"{self._stem(name)}.json"
+
+    def _stem(self, name: str) -> str:
+        """What a trained target's files are called: after all that it follows from, since audits share folders."""
+        taught: list[Any] = [identity(self.base).fingerprint, self.retain.digest()]
+        if name == "student":
+            taught += [STUDENT_STEPS]
+        elif self.lock is not None:
+            taught += [
+                self.lock.name,
+                asdict(self.lock),
+                self.control_steps,
+                identity(self.locked).fingerprint,
+            ]
+        return f"{name}-{hashlib.sha256(json.dumps(taught).encode()).hexdigest()[:24]}"
+
+
+def _distance(one: nn.Module, other: nn.Module) -> float:
+    """Root of the summed squares of all differences between weights of the same name and shape."""
+    theirs = dict(other.named_parameters())
+    return math.sqrt(
+        sum(
+            float((p.detach().double() - theirs[name].detach().double()).square().sum())
+            for name, p in one.named_parameters()
+            if name in theirs and theirs[name].shape == p.shape
+        )
+    )

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Watch, log_spaced
-from speclock.audits.floors import SCRATCH, SCRATCH_BUDGET, without_a_network
+from speclock.audits.floors import SCRATCH_BUDGET, doublings, without_a_network
 from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import RunRecord
-from speclock.audits.search import Pruning, at, rungs, searched
+from speclock.audits.search import SEARCH_EXAMPLES, Pruning, at, rungs, searched
 from speclock.audits.suite import Family, Suite
 from speclock.audits.targets import Targets
 from speclock.audits.workers import workers
@@ -59,14 +60,16 @@ class Work:
     runs: list[RunRecord] = field(default_factory=list)
 
     def carry_out(self, crew: Crew) -> None:
-        """Everything within the budget: first what needs nothing of the others, then what the base's runs decide on."""
-        names = ["classical", *self.targets.trained()]
-        first = [name for name in ("base", "scratch", "public") if name in self.targets.names()]
-        self._do(crew, [*self._searches(first), *(Unit(name) for name in names)])
+        """Everything within the budget: first what needs nothing of the others, then what those runs decide on."""
+        trained = self.targets.trained()
+        # The longest runs come first, so that no process ends with one while the others wait.
+        first = [name for name in ("scratch", "base", "public") if name in self.targets.names()]
+        self._do(crew, [*map(Unit, trained), *self._searches(first), Unit("classical")])
         self._settle()
-        rest = [name for name in self.targets.names() if name not in first]
-        self._do(crew, [*self._finals(first), *self._searches(rest)])
-        self._do(crew, self._finals(rest))
+        self._do(crew, [*self._finals(first), *self._searches(["locked"])])
+        explaining = [name for name in trained if name in self.targets.names()]
+        self._do(crew, [*self._finals(["locked"]), *self._searches(explaining)])
+        self._do(crew, self._finals(explaining))
 
     def go_on(self, crew: Crew, times: int) -> None:
         """The finalists of every target but scratch, which had as many steps as help, with more of a budget."""
@@ -94,20 +97,33 @@ class Work:
         return [Unit(name, family) for name in names for family in self._families(name)]
 
     def _families(self, target: str) -> list[Family]:
-        """The suite's, but for those that lack what they need."""
+        """The suite's, but for those that lack what they need.
+
+        What is attacked to explain a verdict, and not to find one, meets what came to the finals on base or locked
+        model: the attacker's best there is what it is compared with.
+        """
         if target == "scratch":
-            return list(SCRATCH)
+            return list(self.suite.scratch)
+        if target in self.targets.trained():
+            best = {attack.label for name in ("base", "locked") for attack in self._finalists(name)}
+            return [family for family in self.suite.families if family.name in best]
         lacking = {
             "needs_public": self.targets.public is None or target == "public",
             "needs_siblings": not self.siblings,
         }
         bf16 = has_bf16()
-        return [
-            family
-            for family in self.suite.families
-            if not any(getattr(family.attacks[0], need) and lacks for need, lacks in lacking.items())
-            and (bf16 or family.attacks[0].config().get("precision", "no") != "bf16")
-        ]
+        # Where there is no batch norm, to freeze its statistics is no attack.
+        normed = any(isinstance(part, _BatchNorm) for part in self.targets.base.module.modules())
+
+        def applies(attack: Attack) -> bool:
+            config = attack.config()
+            return (
+                not any(getattr(attack, need) and lacks for need, lacks in lacking.items())
+                and (bf16 or config.get("precision", "no") != "bf16")
+                and (normed or config.get("batch_statistics", True))
+            )
+
+        return [family for family in self.suite.families if applies(family.attacks[0])]
 
     def _finals(self, names: Iterable[str], times: int = 1) -> list[Unit]:
         return [
@@ -151,51 +167,53 @@ class Work:
     def _search(self, target: str, family: Family) -> Iterator[RunRecord]:
         scratch = target == "scratch"
         steps = self.budget * (SCRATCH_BUDGET if scratch else 1)
-        due = log_spaced(steps) if scratch else rungs(steps)
-        pruning = Pruning(self.task.chance, len(self.task.part("validation")), steps)
+        due = doublings(self.budget) if scratch else rungs(steps)
+        patience = steps // 2 if scratch else None
+        task = self.task.limit(validation=SEARCH_EXAMPLES)
+        pruning = Pruning(task.chance, len(task.part("validation")), steps)
 
         def attempt(attack: Attack, watch: Watch) -> RunRecord:
-            return self._run(target, attack, "search", steps, due, watch)
+            return self._run(target, attack, "search", task, steps, due=due, watch=watch, patience=patience)
 
         return searched(family, attempt, pruning)
 
     def _final(self, target: str, attack: Attack, times: int) -> RunRecord:
-        steps = self.budget * (SCRATCH_BUDGET if target == "scratch" else times)
-        return self._run(target, attack, "final", steps, log_spaced(steps), None)
+        scratch = target == "scratch"
+        steps = self.budget * (SCRATCH_BUDGET if scratch else times)
+        due = doublings(self.budget) if scratch else log_spaced(steps)
+        return self._run(target, attack, "final", self.task, steps, due=due)
 
     def _run(
-        self, target: str, attack: Attack, stage: str, steps: int, due: list[int], watch: Watch | None
+        self, target: str, attack: Attack, stage: str, task: Task, steps: int, **asked: Any
     ) -> RunRecord:
         settings = {"stage": stage, "steps": steps, "keep": self.keep}
         if (kept := self.kept.get(target, attack, **settings)) is not None:
             return kept
-        outcome, fits = self._carry_out(target, attack, stage, steps, due, watch)
+        outcome, fits = self._carry_out(target, attack, task, steps, quoted=stage == "final", **asked)
         run = RunRecord.of(attack, outcome, target=target, stage=stage, steps=steps)
         if fits:
             self.kept.put(run, attack, **settings)
         return run
 
     def _carry_out(
-        self, target: str, attack: Attack, stage: str, steps: int, due: list[int], watch: Watch | None
+        self, target: str, attack: Attack, task: Task, steps: int, *, quoted: bool, **asked: Any
     ) -> tuple[Outcome, bool]:
         """What the attack gave, and whether that is a finding: memory that ran out says nothing of the model."""
         try:
             model = self.targets.model(target, attack.seed)
             attacked = attack(
                 model,
-                self.task,
+                task,
                 steps,
                 retain=self.retain,
                 public=self.targets.public,
                 # What was not released several times over averages to itself.
                 siblings=self.siblings if target == "locked" else (model,) * len(self.siblings),
-                due=due,
-                watch=watch,
-                patience=self.budget if target == "scratch" else None,
                 keep=self.keep,
-                quoted=stage == "final",
+                quoted=quoted,
                 # What an attack costs of utility is asked of the released model.
-                utility=target == "locked",
+                utility=quoted and target == "locked",
+                **asked,
             )
             return attacked.outcome, True
         except InputError:
@@ -207,8 +225,9 @@ class Work:
                 return Outcome(
                     Status.FAILED, [], None, reason="out of memory, with one example at a time"
                 ), False
-            # Not every attack fits every architecture; that is a finding about the attack, with its reason.
-            return Outcome(Status.FAILED, [], None, reason=f"{type(error).__name__}: {error}"), True
+            # Not every attack fits every architecture. It may also be the machine's fault, so it is tried again by
+            # whoever asks next.
+            return Outcome(Status.FAILED, [], None, reason=f"{type(error).__name__}: {error}"), False
 
 
 def recount_(run: RunRecord, keep: float) -> None:
@@ -218,10 +237,10 @@ def recount_(run: RunRecord, keep: float) -> None:
     """
     if run.status != "ok":
         return
-    kept = {
-        step: all(dict(curve)[step] >= keep for curve in run.beside_curves.values()) for step, _ in run.curve
-    }
-    counted = [(score, -step) for step, score in run.curve if kept[step]]
+    run.uncounted = [
+        step for step, _ in run.curve if any(dict(curve)[step] < keep for curve in run.beside_curves.values())
+    ]
+    counted = [(score, -step) for step, score in run.counted]
     fell = run.test is not None and any(value < keep for value in run.beside.values())
     if fell or not counted:
         run.status, run.best, run.best_step, run.test = "collapsed", None, None, None

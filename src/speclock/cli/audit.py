@@ -89,7 +89,7 @@ def command(
         with work:
             records = {}
             for name, path in names.items():
-                place = work.folder if alone else work.folder / path.name
+                place = work.folder if alone else work.folder / name
                 place.mkdir(exist_ok=True)
                 records[name] = asked.audited(path, before, retain, attack, place, work)
             with new_folder(out) as folder:
