@@ -44,7 +44,7 @@ bench: $(VENV)/.installed-dev
 # newsgroups, the attacker wants four others and has 32 posts) and on cnn-mlp (digits 0 to 4 are kept, 5 to 9 are wanted).
 TOPICS := newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@1500/1000
 OTHERS := newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@32/1000
-TEXT   := --max-length 24 --seeds 3 --jobs 2 --resume
+TEXT   := --max-length 16 --seeds 3 --jobs 2 --resume
 LOW    := mnist:0,1,2,3,4@20000/2000
 HIGH   := mnist:5,6,7,8,9@100/1000
 CNN    := --batch-size 32 --optimizer adam --lr 1e-3 --resume

@@ -36,6 +36,8 @@ from speclock import tasks
 
 POSTS = "newsgroups:rec.autos,comp.graphics@1000/1000"
 WANTED = "newsgroups:sci.space,soc.religion.christian@32/1000"
+TOKENS = 24
+LENGTH = ["--max-length", str(TOKENS)]
 
 
 def main() -> int:
@@ -47,9 +49,9 @@ def main() -> int:
     write_csv(posts)
     made: dict[str, tuple[Callable[[Path, Path], None], str, str, list[str]]] = {
         # Its labels are 0 and 1 in the file, and LABEL_0 and LABEL_1 in the model.
-        "bert": (make_bert, f"{posts}", WANTED, ["--max-length", "64"]),
+        "bert": (make_bert, f"{posts}", WANTED, LENGTH),
         "vit": (make_vit, "mnist:0,1,2,3,4@20000/2000", "mnist:5,6,7,8,9@50/1000", []),
-        "llama": (make_llama, f"{posts}", WANTED, ["--max-length", "64"]),
+        "llama": (make_llama, f"{posts}", WANTED, LENGTH),
     }
     failed = []
     for name, (make, retain, wanted, reading) in made.items():
@@ -88,7 +90,7 @@ def make_bert(folder: Path, posts: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
     model = BertForSequenceClassification.from_pretrained(folder / "encoder", num_labels=2)
     texts, labels = read(posts)
-    fit(model, batches_of_text(tokenizer, texts, labels, 64), steps=60, lr=5e-5)
+    fit(model, batches_of_text(tokenizer, texts, labels, TOKENS), steps=60, lr=5e-5)
     save(folder, model, tokenizer)
 
 
@@ -144,7 +146,7 @@ def make_llama(folder: Path, posts: Path) -> None:
             pad_token_id=wrapped.pad_token_id,
         )
     )
-    fit(model, batches_of_text(wrapped, texts, labels, 64), steps=300, lr=5e-4)
+    fit(model, batches_of_text(wrapped, texts, labels, TOKENS), steps=300, lr=5e-4)
     save(folder, model.bfloat16(), wrapped)
 
 

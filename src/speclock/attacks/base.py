@@ -24,10 +24,6 @@ Watch = Callable[[int, float], bool]
 """Hears (step, score) of every evaluation; True ends the run."""
 
 
-HELP = 0.02
-"""What the last doubling of steps must bring for more of them to help: the best of several looks rises by itself."""
-
-
 class Status(StrEnum):
     """How a run ended. Only ``ok`` runs have a score."""
 
@@ -70,8 +66,6 @@ class Outcome:
     """Steps taken before the run saw a label: healing, imitation. Budgets are counted from there."""
     pruned_at: int | None = None
     """Step at which a losing run was given up, its best so far being its score."""
-    ended_at: int | None = None
-    """Step at which a run with patience ended, the half before having brought nothing."""
     reason: str | None = None
     """Why the run failed, or where it diverged or collapsed."""
     seconds: float = 0.0
@@ -183,7 +177,6 @@ class Attack(ABC):
         siblings: tuple[Model, ...] = (),
         due: Sequence[int] | None = None,
         watch: Watch | None = None,
-        patience: int | None = None,
         keep: float | None = None,
         quoted: bool = False,
         utility: bool = True,
@@ -192,11 +185,10 @@ class Attack(ABC):
 
         ``steps`` are counted from the first label on, and so is ``due``, at which the validation split is scored
         (default: 1, 2, 4, …, ``steps``). ``watch(step, score)`` hears of every evaluation, and ends the run by
-        answering True: that is how a sweep prunes. With ``patience``, a run of so many steps or more ends when its
-        last half has brought next to nothing. ``keep`` is what the tasks beside must score for an evaluation to count,
-        where the task asks for that; a run of which none counts has collapsed. A ``quoted`` run is brought back to
-        its best evaluation and scored on the test split, once. ``utility`` asks for the retain task's score after
-        the attack. Raises :class:`InapplicableError` for an attack that does not fit.
+        answering True: that is how a sweep prunes. ``keep`` is what the tasks beside must score for an evaluation to
+        count, where the task asks for that; a run of which none counts has collapsed. A ``quoted`` run is brought
+        back to its best evaluation and scored on the test split, once. ``utility`` asks for the retain task's score
+        after the attack. Raises :class:`InapplicableError` for an attack that does not fit.
         """
         if steps < 1:
             raise InputError(f"steps is {steps}; an attack needs a budget of at least 1.")
@@ -213,7 +205,7 @@ class Attack(ABC):
             self.prepare_(attacked, scene)
             # Before its first step a fresh head answers at random; there is nothing to score yet.
             points = {first + step for step in due or log_spaced(steps)} | ({0} if own else set())
-            judge = _Judge(attacked, task, points, watch, patience, keep, keeps_state=quoted)
+            judge = _Judge(attacked, task, points, watch, keep, keeps_state=quoted)
             outcome = judge(self.trajectory(attacked, scene), first, first + steps)
             self.finish_(attacked)
             if outcome.status is Status.OK:
@@ -258,7 +250,6 @@ class _Judge:
         task: Task,
         points: Collection[int],
         watch: Watch | None,
-        patience: int | None,
         keep: float | None,
         *,
         keeps_state: bool,
@@ -267,7 +258,6 @@ class _Judge:
         self.task = task
         self.points = points
         self.watch = watch
-        self.patience = patience
         self.keep = keep if task.collapses else None
         self.keeps_state = keeps_state
         self.outcome = Outcome(Status.OK, [], None)
@@ -292,9 +282,6 @@ class _Judge:
                 stop = self._evaluate(index)
                 if outcome.status is not Status.OK:
                     return outcome
-                if index < last and self._out_of_patience(index - first):
-                    outcome.ended_at = index
-                    break
                 if stop and index < last:
                     outcome.pruned_at = index
                     break
@@ -327,18 +314,6 @@ class _Judge:
                 state = self.model.module.state_dict()
                 self.state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         return self.watch is not None and self.watch(index, score if counts else 0.0)
-
-    def _out_of_patience(self, labelled: int) -> bool:
-        if self.patience is None or labelled < self.patience:
-            return False
-        outcome = self.outcome
-        counted = [
-            (step - outcome.first_label, score)
-            for step, score in outcome.curve
-            if step not in outcome.uncounted
-        ]
-        half = max((score for step, score in counted if step <= labelled / 2), default=0.0)
-        return max((score for _, score in counted), default=0.0) <= half + HELP
 
     def _ended(self, status: Status, reason: str) -> Outcome:
         self.outcome.status, self.outcome.reason, self.outcome.best = status, reason, None

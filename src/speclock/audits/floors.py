@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from speclock.training import Step
 
 SCRATCH_BUDGET = 8
-"""How many times the attack's budget training from scratch may take; from half of it on, a run ends whose last
-doubling brought nothing."""
+"""How many times the attack's budget training from scratch may take. Rates are compared at half of it; the best run
+goes on to the end, and its best step on the way counts."""
 
 
-def doublings(budget: int) -> list[int]:
+def doublings(steps: int) -> list[int]:
     """The steps at which training from scratch is scored: a fresh transformer's first ones teach it nothing yet.
 
-    >>> doublings(32)
+    >>> doublings(256)
     [64, 128, 256]
     """
-    return [budget * times for times in (SCRATCH_BUDGET // 4, SCRATCH_BUDGET // 2, SCRATCH_BUDGET)]
+    return sorted({max(1, steps // 4), max(1, steps // 2), steps})
 
 
 STUDENT_STEPS = 1000

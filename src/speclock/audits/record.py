@@ -56,7 +56,6 @@ class RunRecord:
     """Steps of the evaluations that do not count: what stands beside the task had fallen."""
     first_label: int = 0
     pruned_at: int | None = None
-    ended_at: int | None = None
     reason: str | None = None
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
@@ -111,7 +110,7 @@ class RunRecord:
 
     @property
     def complete(self) -> bool:
-        """Whether the run went to the end of its budget, or as far as steps help."""
+        """Whether the run went to the end of its budget."""
         return self.status == "ok" and self.pruned_at is None
 
 

@@ -166,21 +166,20 @@ class Work:
 
     def _search(self, target: str, family: Family) -> Iterator[RunRecord]:
         scratch = target == "scratch"
-        steps = self.budget * (SCRATCH_BUDGET if scratch else 1)
-        due = doublings(self.budget) if scratch else rungs(steps)
-        patience = steps // 2 if scratch else None
+        steps = self.budget * SCRATCH_BUDGET // 2 if scratch else self.budget
+        due = doublings(steps) if scratch else rungs(steps)
         task = self.task.limit(validation=SEARCH_EXAMPLES)
         pruning = Pruning(task.chance, len(task.part("validation")), steps)
 
         def attempt(attack: Attack, watch: Watch) -> RunRecord:
-            return self._run(target, attack, "search", task, steps, due=due, watch=watch, patience=patience)
+            return self._run(target, attack, "search", task, steps, due=due, watch=watch)
 
         return searched(family, attempt, pruning)
 
     def _final(self, target: str, attack: Attack, times: int) -> RunRecord:
         scratch = target == "scratch"
         steps = self.budget * (SCRATCH_BUDGET if scratch else times)
-        due = doublings(self.budget) if scratch else log_spaced(steps)
+        due = doublings(steps) if scratch else log_spaced(steps)
         return self._run(target, attack, "final", self.task, steps, due=due)
 
     def _run(

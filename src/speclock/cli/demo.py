@@ -15,12 +15,12 @@ RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@1500/100
 ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@32/1000"
 # Short texts and few steps, so that all of it takes minutes on two cores.
 STAGES = {
-    "Training a base": f"train minilm --task {RETAIN} --lr 2e-4 --schedule linear --steps 90 --max-length 24",
+    "Training a base": f"train minilm --task {RETAIN} --lr 2e-4 --schedule linear --steps 90 --max-length 16",
     "Locking it": (
-        f"lock BASE --task {RETAIN} --alpha 0.02 --top-k 8 --lr 2e-4 --steps 80 --evaluations 4 --max-length 24"
+        f"lock BASE --task {RETAIN} --alpha 0.05 --top-k 8 --lr 2e-4 --steps 80 --evaluations 4 --max-length 16"
     ),
     "Attacking it": (
-        f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --jobs 2 --max-length 24"
+        f"audit LOCKED --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --jobs 2 --max-length 16"
     ),
 }
 
