@@ -44,11 +44,11 @@ bench: $(VENV)/.installed-dev
 # newsgroups, the attacker wants four others and has 32 posts) and on cnn-mlp (digits 0 to 4 are kept, 5 to 9 are wanted).
 TOPICS := newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@1500/1000
 OTHERS := newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@32/1000
-TEXT   := --max-length 16 --seeds 3 --jobs 2 --resume
+TEXT   := --max-length 16 --steps 32 --seeds 3 --jobs 2 --resume
 LOW    := mnist:0,1,2,3,4@20000/2000
 HIGH   := mnist:5,6,7,8,9@100/1000
 CNN    := --batch-size 32 --optimizer adam --lr 1e-3 --resume
-IMAGES := --seeds 3 --jobs 2 --resume
+IMAGES := --steps 64 --seeds 3 --jobs 2 --resume
 records: $(VENV)/.installed
 	$(BIN)/speclock demo --resume --out out/demo
 	$(BIN)/speclock audit out/demo/locked --base out/demo/base --retain-task $(TOPICS) --attack-task $(OTHERS) \
