@@ -12,6 +12,7 @@ import csv
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from speclock import tasks
 
 POSTS = "newsgroups:rec.autos,comp.graphics@1000/1000"
 WANTED = "newsgroups:sci.space,soc.religion.christian@32/1000"
-TOKENS = 24
+TOKENS = 16
 LENGTH = ["--max-length", str(TOKENS)]
 
 
@@ -85,10 +86,11 @@ def write_csv(path: Path) -> None:
 
 def make_bert(folder: Path, posts: Path) -> None:
     """A BERT with a new head for two labels, which nobody named."""
-    source = zoo.load("minilm")
-    source.save(folder / "encoder")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
-    model = BertForSequenceClassification.from_pretrained(folder / "encoder", num_labels=2)
+    source = zoo.load("minilm", device="cpu")
+    with tempfile.TemporaryDirectory() as encoder:
+        zoo.save(source, Path(encoder) / "minilm")
+        tokenizer = AutoTokenizer.from_pretrained(Path(encoder) / "minilm")
+        model = BertForSequenceClassification.from_pretrained(Path(encoder) / "minilm", num_labels=2)
     texts, labels = read(posts)
     fit(model, batches_of_text(tokenizer, texts, labels, TOKENS), steps=60, lr=5e-5)
     save(folder, model, tokenizer)
