@@ -18,6 +18,7 @@ from speclock.numbers import short
 
 CARD = {
     "chosen_step": 9,
+    "config": {},
     "fingerprint": "L",
     "base": {"fingerprint": "B"},
     "strength_locked": 5.0,
@@ -204,6 +205,19 @@ def test_slowdown_is_a_ratio_where_the_locked_model_gets_there() -> None:
     assert made.summary["slowdown"] == 2.0
     assert made.summary["slowdown_examples"] == made.summary["slowdown_tflops"] == 2.0
     assert "was broken in 2.00× the steps that the base takes" in made.verdict
+
+
+def test_a_seed_that_never_gets_there_is_in_the_mean_and_stops_nothing() -> None:
+    """The base's worst seed stays below the mean's target for ever, which says nothing about its configuration."""
+    slow = [0.25, 0.3, 0.5, 0.7, 0.8, 0.8, 0.8]
+    base = [*tried("base", 0.9), *[final("base", BASE, seed=s) for s in (1, 2)], final("base", slow, seed=3)]
+    s = record(without("base", *base)).summary
+    assert s["target"] > 0.8
+    assert s["slowdown"] == "> 2.5", "the mean of three is there after 16 of 40 steps"
+    blown = [final("locked", [0.9] * 7, seed=s) for s in (1, 2)]
+    blown.append(final("locked", [0.25], seed=3, status="diverged"))
+    s = record(without("locked", *tried("locked", 0.9), *blown)).summary
+    assert str(s["slowdown"]).startswith(">"), "a seed that blew up counts at the floor"
 
 
 def test_a_costlier_attack_is_slower_in_examples_than_in_steps() -> None:
@@ -415,6 +429,7 @@ PLANTED: dict[str, Record] = {
     "not_the_cards_task": record(
         sound(), locked={"card": {**CARD, "retain_task": {"name": "other", "digest": "e"}}}
     ),
+    "insecure_noise": record(sound(), locked={"card": {**CARD, "config": {"insecure_noise_seed": 0}}}),
     "card_not_repeated": record(sound(), locked={"card_not_repeated": "repeated, the lock gives another σ"}),
     "own_architecture": record(sound(), locked={"own_architecture": "the weights do not go in"}),
     "recipe_differs": record(

@@ -310,6 +310,13 @@ def own_architecture(record: Record) -> str | None:
     return record.locked.get("own_architecture")
 
 
+def insecure_noise(record: Record) -> str | None:
+    """Lock again without --insecure-noise-seed before releasing: whoever reads the card can draw the same noise."""
+    card = record.locked.get("card")
+    seed = card["config"].get("insecure_noise_seed") if card else None
+    return None if seed is None else f"the card names the seed of the lock's noise, {seed}"
+
+
 def card_not_repeated(record: Record) -> str | None:
     """Take the control for none: the training that the card claims does not lead to this file, so what the file forgot
     is not what the control did."""
@@ -397,6 +404,7 @@ FLAGS: tuple[Raises, ...] = (
     malformed_card,
     not_the_cards_model,
     not_the_cards_task,
+    insecure_noise,
     card_not_repeated,
     own_architecture,
     recipe_differs,

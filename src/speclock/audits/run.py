@@ -24,7 +24,7 @@ from speclock.audits.targets import Targets
 from speclock.audits.work import Work, crew
 from speclock.environment import environment
 from speclock.errors import InputError
-from speclock.locks.base import Lock, Locked
+from speclock.locks.base import Lock, Locked, SpectralLock
 from speclock.locks.card import Card, CardError, describes, lock_of, parsed
 from speclock.models import Model, Transplant, adopted, identity, transplanted
 from speclock.spectra import singular_values, weight_matrices
@@ -191,8 +191,9 @@ class Claim:
             checked = parsed(json.dumps(card))
             lock = lock_of(checked)
             values: list[float] = []
-            for weight in weight_matrices(model.module, lock.include, lock.exclude):
-                values += singular_values(weight.matrix.detach(), lock.top_k).tolist()
+            if isinstance(lock, SpectralLock):
+                for weight in weight_matrices(model.module, lock.include, lock.exclude):
+                    values += singular_values(weight.matrix.detach(), lock.top_k).tolist()
             return cls(checked, lock, measured=sum(values) / len(values) if values else None)
         except (CardError, InputError, TypeError, ValueError, RecursionError) as error:
             return cls(problem=str(error))
@@ -213,8 +214,8 @@ class Claim:
 
     @property
     def strength(self) -> float | None:
-        """The mean top σ that the card speaks of."""
-        return self.card["strength_locked"] if self.card else None
+        """The mean top σ that the card speaks of; None where its lock has another measure of strength."""
+        return self.card["strength_locked"] if self.card and isinstance(self.lock, SpectralLock) else None
 
 
 def _blocked(base: Model, released: Model, attacked: Model, attack: Task) -> list[str] | None:

@@ -16,7 +16,7 @@ from torch import nn
 from speclock.audits.floors import STUDENT_STEPS, taught_by
 from speclock.environment import ran_out_of_memory
 from speclock.errors import InputError
-from speclock.locks.base import Lock, mean_top_sigma
+from speclock.locks.base import Lock
 from speclock.models import Model, identity
 from speclock.tasks.base import Task
 from speclock.workspace import write_text
@@ -134,10 +134,10 @@ class Targets:
         """In what the locked model is not what the card's training gives: what the control shares with that training
         says nothing of another. Numbers, not weights, since another machine's rounding leads elsewhere."""
         assert self.lock is not None
-        repeated_sigma, sigma = (mean_top_sigma(m.module, self.lock) for m in (repeated, self.locked))
-        if abs(repeated_sigma - sigma) > 0.1 * sigma:
+        again, strength = (self.lock.strength(m, self.base) for m in (repeated, self.locked))
+        if abs(again - strength) > 0.1 * abs(strength):
             return (
-                f"repeated, the lock gives a mean top σ of {repeated_sigma:.3g}, and the file has {sigma:.3g}"
+                f"repeated, the lock gives a {self.lock.unit} of {again:.3g}, and the file has {strength:.3g}"
             )
         moved, file_moved = (_distance(m.module, self.base.module) for m in (repeated, self.locked))
         if not 0.5 * file_moved <= moved <= 2 * file_moved:

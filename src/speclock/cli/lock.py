@@ -77,7 +77,7 @@ def command(
         click.echo(json.dumps(card, indent=1))
         return
     click.echo(
-        f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%}, mean top-{lock.top_k} σ "
+        f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%}, {lock.unit} "
         f"{card['strength_base']:.3g} → {card['strength_locked']:.3g} "
         f"(state after step {card['chosen_step']} of {card['steps']})."
     )

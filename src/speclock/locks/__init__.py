@@ -9,6 +9,10 @@ LOCKS = Registry(
             "speclock.locks.specdef:SpecDef",
             "gradient ascent on the top σ beside a retain loss (Algorithm 1)",
         ),
+        "undo": (
+            "speclock.locks.undo:Undo",
+            "weights drawn anew, and taught again by the base's answers",
+        ),
         "rescale": (
             "speclock.locks.rescale:Rescale",
             "the top σ multiplied in place, without data (Figure 2)",

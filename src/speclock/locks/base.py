@@ -37,16 +37,14 @@ class Locked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Lock(ABC):
-    """A procedure that moves the spectrum while utility holds.
+    """A procedure that makes a model harder to train while utility holds.
 
     Calling a lock copies the model, steps through :meth:`trajectory` and keeps the strongest state whose utility
-    on the validation split is at most ``max_utility_drop`` below where it began. Strength is the mean of the top
-    ``top_k`` singular values over all locked weight matrices. The state before the first step counts too, so a
-    lock never ends worse than asked; a card whose ``chosen_step`` is 0 says that nothing stronger held.
+    on the validation split is at most ``max_utility_drop`` below where it began. What strength is a lock says itself
+    (:meth:`strength`). The state before the first step counts too, so a lock never ends worse than asked; a card
+    whose ``chosen_step`` is 0 says that nothing stronger held.
     """
 
-    top_k: int = 2
-    """Singular values raised in each weight matrix."""
     include: tuple[str, ...] = ()
     """Patterns of parameter names to lock; none means every weight matrix."""
     exclude: tuple[str, ...] = ()
@@ -59,10 +57,10 @@ class Lock(ABC):
     """Order of the data, dropout, starting bases."""
 
     name: ClassVar[str]
+    unit: ClassVar[str]
+    """What strength is measured in."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}; it must be at least 1.")
         if not 0 <= self.max_utility_drop <= 1:
             raise InputError(f"max_utility_drop is {self.max_utility_drop}; it is a fraction from 0 to 1.")
         if not 0 <= self.seed < 2**32:
@@ -76,6 +74,10 @@ class Lock(ABC):
 
         With ``spectral`` off this is the control: the same training without the lock's own term.
         """
+
+    @abstractmethod
+    def strength(self, model: Model, base: Model) -> float:
+        """How far the lock has gone on ``model``, in :attr:`unit`; more is stronger."""
 
     @abstractmethod
     def total_steps(self, task: Task) -> int:
@@ -137,6 +139,7 @@ class Lock(ABC):
             "retain_task": task.describe(),
             "utility_base": task.score(base),
             "utility_locked": task.score(locked),
+            "unit": self.unit,
             "strength_base": guard.curve[0][2],
             "strength_locked": guard.best_strength,
             "chosen_step": guard.best_step,
@@ -206,7 +209,7 @@ class _Guard:
         if math.isnan(utility):
             self.diverged_at = step.index
             return False
-        strength = mean_top_sigma(released.module, self.lock)
+        strength = self.lock.strength(released, self.base)
         self.curve.append((step.index, utility, strength))
         holds = utility >= self.curve[0][1] - self.lock.max_utility_drop
         if holds and strength > self.best_strength:
@@ -234,13 +237,31 @@ class _Guard:
         self.best_step, self.best_utility, self.best_strength = state["best"]
 
 
-def mean_top_sigma(module: nn.Module, lock: Lock) -> float:
+@dataclass(frozen=True, kw_only=True)
+class SpectralLock(Lock):
+    """A lock that raises singular values: its strength is the mean of the top ``top_k`` over all locked matrices."""
+
+    top_k: int = 2
+    """Singular values raised in each weight matrix."""
+
+    unit: ClassVar[str] = "mean top σ"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}; it must be at least 1.")
+
+    def strength(self, model: Model, base: Model) -> float:
+        return mean_top_sigma(model.module, self)
+
+
+def mean_top_sigma(module: nn.Module, lock: SpectralLock) -> float:
     """(1/n) Σ σ over the top ``top_k`` singular values of every weight matrix the lock moves."""
     values = [value for sigma in penalty_of(module, lock).sigma().values() for value in sigma.tolist()]
     return sum(values) / len(values)
 
 
-def penalty_of(module: nn.Module, lock: Lock) -> SpectralPenalty:
+def penalty_of(module: nn.Module, lock: SpectralLock) -> SpectralPenalty:
     """The spectral penalty over the weight matrices that the lock's patterns choose."""
     from speclock.spectra import SpectralPenalty
 

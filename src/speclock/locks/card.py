@@ -95,6 +95,8 @@ class Card(TypedDict):
     utility_base: _Fraction
     """Scores on the test split."""
     utility_locked: _Fraction
+    unit: NotRequired[_Name]
+    """What strength is measured in; on cards without it, the mean top σ."""
     strength_base: _Amount
     strength_locked: _Amount
     chosen_step: _Count

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from speclock.errors import InputError
-from speclock.locks.base import Lock, Run
+from speclock.locks.base import Run, SpectralLock
 
 if TYPE_CHECKING:
     from speclock.models import Model
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rescale(Lock):
+class Rescale(SpectralLock):
     """``W ← W + (c − 1) Σᵢ σᵢ uᵢ vᵢᵀ`` over the top k: the SVD with its top values scaled by ``factor``.
 
     Nothing is trained. The factor is reached along a geometric path, ``c = factor^(i/evaluations)``, so that

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from speclock.errors import InputError
-from speclock.locks.base import Lock, Run, penalty_of
+from speclock.locks.base import Run, SpectralLock, penalty_of
 from speclock.recipe import TrainingRecipe
 from speclock.registry import unknown
 
@@ -20,7 +20,7 @@ RETAIN = ("task", "kl", "task+kl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecDef(TrainingRecipe, Lock):
+class SpecDef(TrainingRecipe, SpectralLock):
     """``W ← W − η ∇[ α·ℓ_retain − (1−α)·(1/n) Σᵢ σᵢ ]`` over the top k σ of every weight matrix.
 
     The defaults suit a pretrained transformer of some 20M weights. The paper's own settings: for ResNet-18
@@ -41,7 +41,7 @@ class SpecDef(TrainingRecipe, Lock):
 
     def __post_init__(self) -> None:
         TrainingRecipe.__post_init__(self)
-        Lock.__post_init__(self)
+        SpectralLock.__post_init__(self)
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha is {self.alpha}; it must lie in [0, 1].")
         if self.retain not in RETAIN:

@@ -1,0 +1,69 @@
+"""Inputs made from a task's own, for a teacher to label: they need mean nothing, only look like the task's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from speclock.tasks.base import Batch, Encoder, Examples, Task
+
+
+class Augmented:
+    """Draws made inputs; its state goes into a checkpoint, so that a resumed run draws on.
+
+    Texts: a random window of one, or the beginning of one window and the end of another. Images: one that is moved by
+    up to an eighth of its side, or the mean of two of those.
+    """
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task = task
+        self.rng = np.random.default_rng(seed)
+
+    def batch(self, n: int, encoder: Encoder) -> Batch:
+        """``n`` inputs as the encoder is fed; their labels are those of the first parent, and mean nothing."""
+        rows = self.rng.integers(len(self.task.train), size=(2, n))
+        one, other = (self.task.train.take(r) for r in rows)
+        make = self._texts if self.task.modality == "text" else self._images
+        return self.task.encode(Examples(make(one.inputs, other.inputs), one.labels), encoder)
+
+    def _texts(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        made = np.empty(len(one), dtype=object)
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            if isinstance(a, tuple):
+                made[i] = tuple(self._text(x, y) for x, y in zip(a, b, strict=True))
+            else:
+                made[i] = self._text(a, b)
+        return made
+
+    def _text(self, a: str, b: str) -> str:
+        most = getattr(self.task, "max_length", 128)  # a word is a token or more
+        windows = [self._window(text.split(), most) for text in (a, b)]
+        if self.rng.random() < 0.5:
+            return " ".join(windows[0])
+        cut = self.rng.random()
+        return " ".join(
+            [*windows[0][: round(cut * len(windows[0]))], *windows[1][round(cut * len(windows[1])) :]]
+        )
+
+    def _window(self, words: list[str], most: int) -> list[str]:
+        start = self.rng.integers(max(1, len(words) - most // 2))
+        return words[start : start + most]
+
+    def _images(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        a, b = (np.stack([self._moved(image) for image in images]) for images in (one, other))
+        mixed = self.rng.random(len(a)) < 0.5
+        share = np.where(mixed, self.rng.random(len(a)), 1.0).reshape(-1, 1, 1, 1)
+        return (share * a + (1 - share) * b).round().astype(one.dtype)
+
+    def _moved(self, image: np.ndarray) -> np.ndarray:
+        most = max(1, min(image.shape[:2]) // 8)
+        padded = np.pad(image, ((most, most), (most, most), (0, 0)), mode="edge")
+        y, x = self.rng.integers(2 * most + 1, size=2)
+        return padded[y : y + image.shape[0], x : x + image.shape[1]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]

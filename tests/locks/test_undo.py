@@ -1,0 +1,128 @@
+"""What the lock by removal removes, keeps and gives away."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+import speclock
+from speclock import tasks, wrap
+from speclock.errors import InputError
+from speclock.locks.base import Run
+from speclock.locks.undo import Undo
+from speclock.models import Model
+from speclock.recipe import TrainingRecipe
+from speclock.tasks.augment import Augmented
+from speclock.tasks.base import Task
+from speclock.training import train
+
+
+@pytest.fixture(scope="module")
+def posts() -> Task:
+    return replace(tasks.load("newsgroups:rec.autos,comp.graphics@300/200/200"), max_length=24)
+
+
+@pytest.fixture(scope="module")
+def reader(posts: Task) -> Model:
+    """A small BERT that tells two newsgroups apart."""
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.train_from_iterator(
+        [*posts.train.inputs, "unseen " * 50],
+        trainers.WordLevelTrainer(vocab_size=1500, special_tokens=["[PAD]", "[UNK]"]),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
+    config = BertConfig(
+        vocab_size=1500, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = wrap(BertForSequenceClassification(config), tokenizer, labels=posts.labels)
+    train(model, posts, TrainingRecipe(optimizer="adam", lr=3e-3, steps=60, batch_size=32))
+    return model
+
+
+def removed(model: Model, task: Task, lock: Undo, folder: Path) -> Model:
+    """The model right after the removal, before anything is taught again."""
+    own = model.copy()
+    steps = lock.trajectory(own, task, spectral=True, run=Run.in_folder(folder))
+    assert next(steps).index == 0
+    untouched = [p.clone() for p in own.module.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(untouched, model.module.parameters(), strict=True))
+    lock._remove_(own, model.copy(), task)
+    return own
+
+
+def test_embeddings_keep_the_directions_that_are_read_and_unseen_rows_nothing(
+    reader: Model, posts: Task, tmp_path: Path
+) -> None:
+    lock = Undo(rank=4, beta=0.8, steps=4, insecure_noise_seed=12)
+    left = removed(reader, posts, lock, tmp_path)
+    E, before = (m.module.get_input_embeddings().weight.detach() for m in (left, reader))
+    unseen = reader.tokenizer.convert_tokens_to_ids("unseen")
+    seen = int(posts.encode(posts.train, reader)["input_ids"].mode().values[0])
+    agreement = torch.nn.functional.cosine_similarity(E, before, dim=1)
+    assert abs(float(agreement[unseen])) < 0.6
+    # What is left of all seen rows together lies in four directions.
+    ids = posts.encode(posts.train, reader)["input_ids"].unique()
+    noise = torch.linalg.lstsq(before[ids], E[ids]).solution  # E ≈ before · P, P of rank four
+    strong = torch.linalg.svdvals(before[ids] @ noise)
+    assert strong[3] > 2 * strong[4], seen
+    W, W0 = (m.module.bert.encoder.layer[0].intermediate.dense.weight.detach() for m in (left, reader))
+    share = float((W * W0).sum() / W0.square().sum())
+    assert share == pytest.approx(0.2, abs=0.1)
+    assert lock.strength(left, reader) > 0.5 > lock.strength(reader, reader) == pytest.approx(0, abs=1e-6)
+    assert torch.equal(left.module.classifier.weight, reader.module.classifier.weight), "the head stays"
+
+
+def test_the_noise_is_nowhere_but_in_the_weights(reader: Model, posts: Task) -> None:
+    lock = Undo(rank=4, beta=0.5, steps=6, evaluations=1, max_utility_drop=1.0)
+    one, two = (speclock.lock(reader, posts, lock) for _ in range(2))
+    assert one.card["fingerprint"] != two.card["fingerprint"], "two locks, two draws"
+    assert one.card["config"]["insecure_noise_seed"] is None
+    stripped = [
+        json.dumps({k: v for k, v in locked.card.items() if k not in ("fingerprint", "identity")})
+        for locked in (one, two)
+    ]
+    numbers = [set(text.replace(",", " ").replace("}", " ").split()) for text in stripped]
+    # What differs between the cards is measured on the weights, and small.
+    assert all(abs(float(n)) < 1e4 for n in numbers[0] ^ numbers[1] if n.replace(".", "").isdigit())
+
+
+def test_a_named_seed_draws_the_same_noise(reader: Model, posts: Task) -> None:
+    lock = Undo(rank=4, beta=0.5, steps=6, evaluations=1, max_utility_drop=1.0, insecure_noise_seed=3)
+    one, two = (speclock.lock(reader, posts, lock) for _ in range(2))
+    assert one.card["fingerprint"] == two.card["fingerprint"]
+
+
+def test_made_inputs_look_like_the_tasks_and_go_on_from_a_state(
+    reader: Model, posts: Task, base: Model, digits: Task
+) -> None:
+    for task, model in ((posts, reader), (digits, base)):
+        drawn = Augmented(task, 0)
+        drawn.batch(3, model)
+        state = drawn.state_dict()
+        wanted = drawn.batch(8, model)
+        again = Augmented(task, 5)
+        again.load_state_dict(state)
+        found = again.batch(8, model)
+        plain = task.encode(task.train.take(torch.arange(8).numpy()), model)
+        for name, value in wanted.items():
+            assert torch.equal(value, found[name])
+            assert value.dtype == plain[name].dtype
+            assert value.shape[0] == 8
+    words = set(" ".join(posts.train.inputs).split())
+    rows = posts.train.inputs[:8]
+    assert set(" ".join(Augmented(posts, 0)._texts(rows, rows[::-1])).split()) <= words
+
+
+def test_bad_settings_are_one_line(base: Model, digits: Task) -> None:
+    for settings in ({"beta": 1.5}, {"augment": -0.1}, {"rank": -1}, {"temperature": 0.0}):
+        with pytest.raises(InputError):
+            Undo(**settings)  # type: ignore[arg-type]
