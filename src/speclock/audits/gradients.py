@@ -14,17 +14,19 @@ from speclock.tasks.base import Task
 
 _EXAMPLES = 4
 _MATRICES = 32
-"""Weight matrices that are probed, evenly spread over the model: two forward passes each."""
-_STEP = 1e-6
-"""Relative size of the difference step: rounding leaves 1e-10 of the loss, a rectifier's kink hardly more."""
+"""Weight matrices that are probed, evenly spread over the model: four forward passes each."""
+_STEPS = (1e-6, 1e-3)
+"""Relative sizes of the difference step. At the first, float64 rounding leaves 1e-10 of the loss and a rectifier's kink
+hardly more; but some code computes in fp32 whatever it is given (a Llama's norms), and there it takes the second."""
 
 
 def blocked_gradients(model: Model, task: Task) -> list[str] | None:
     """Names of the weight matrices whose gradient is not the slope of the loss.
 
     On a few of the attacker's examples and some of the matrices of a large model, in float64 and evaluation mode,
-    the derivative along a random direction is taken by backward pass and by central difference; a matrix is blocked
-    when the first is less than half of the second. None where the model does not run in float64.
+    the derivative along a random direction is taken by backward pass and by central differences of two step sizes; a
+    matrix is blocked when these agree, and the first is off by more than half of either. None where the model does
+    not run in float64.
     """
     probe = model.copy() if model.labels == task.labels else model.with_head(task.labels, 0)
     # On the host, since not every device has float64; a few examples take no time there either.
@@ -52,8 +54,11 @@ def blocked_gradients(model: Model, task: Task) -> list[str] | None:
     generator = torch.Generator().manual_seed(0)
     blocked = []
     for weight, gradient in zip(weights, found, strict=True):
-        along, slope = _both(weight, gradient, loss, generator)
-        if math.isfinite(slope) and abs(slope) > 1e-6 and abs(along - slope) > 0.5 * abs(slope):
+        along, slopes = _both(weight, gradient, loss, generator)
+        small, large = sorted(slopes, key=abs)
+        if not math.isfinite(large) or abs(large - small) > 0.5 * abs(large):
+            continue  # rounding, or a bend: no slope to compare with
+        if all(abs(slope) > 1e-6 and abs(along - slope) > 0.5 * abs(slope) for slope in slopes):
             blocked.append(weight.name)
     return blocked
 
@@ -71,16 +76,19 @@ def _both(
     gradient: torch.Tensor | None,
     loss: Callable[[], torch.Tensor],
     generator: torch.Generator,
-) -> tuple[float, float]:
-    """The derivative along a random direction, by the backward pass and by central difference."""
+) -> tuple[float, list[float]]:
+    """The derivative along a random direction, by the backward pass and by central differences of each step size."""
     p = weight.parameter
     direction = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
     direction *= p.norm() / direction.norm() if p.norm() > 0 else 1.0
     kept = p.detach().clone()
-    p.add_(direction, alpha=_STEP)
-    above = loss()
-    p.copy_(kept).sub_(direction, alpha=_STEP)
-    below = loss()
-    p.copy_(kept)
+    slopes = []
+    for step in _STEPS:
+        p.add_(direction, alpha=step)
+        above = loss()
+        p.copy_(kept).sub_(direction, alpha=step)
+        below = loss()
+        p.copy_(kept)
+        slopes.append(float(above - below) / (2 * step))
     along = 0.0 if gradient is None else float((gradient * direction).sum())
-    return along, float(above - below) / (2 * _STEP)
+    return along, slopes
