@@ -123,6 +123,6 @@ def test_made_inputs_look_like_the_tasks_and_go_on_from_a_state(
 
 
 def test_bad_settings_are_one_line(base: Model, digits: Task) -> None:
-    for settings in ({"beta": 1.5}, {"augment": -0.1}, {"rank": -1}, {"temperature": 0.0}):
+    for settings in ({"beta": 1.5}, {"augment": -0.1}, {"augment": 1.0}, {"rank": -1}, {"temperature": 0.0}):
         with pytest.raises(InputError):
             Undo(**settings)  # type: ignore[arg-type]

@@ -179,9 +179,11 @@ def only_divergence(record: Record) -> str | None:
     found = {
         family: by_target["locked"]
         for family, by_target in statuses.items()
-        if "ok" in by_target.get("base", ["ok"]) and "ok" not in by_target.get("locked", ["ok"])
+        if "ok" in by_target.get("base", ["ok"])
+        and "ok" not in by_target.get("locked", ["ok"])
+        and "diverged" in by_target["locked"]
     }
-    if not any("diverged" in of_family for of_family in found.values()):
+    if not found:
         return None
     runs = sum(map(len, found.values()))
     return (

@@ -34,7 +34,7 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
-_RULES = 2
+_RULES = 3
 """How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
 
 CURVE_EXAMPLES = 256
@@ -64,7 +64,7 @@ def audit(
     student those families alone that came to the finals on base or locked model); the finalists run again under
     ``seeds`` fresh ones, and their test scores are what is quoted. The recipe (configuration, head,
     tokenizer, preprocessing) is the base's on every target: of the locked model the weights alone are used, and
-    what else differs is listed. Where the locked model's best attack still rises at its last step, the finalists of
+    what else differs is listed. Where a finalist on the locked model that may yet be its best still rises, those of
     every target run once more with twice the budget.
 
     ``locked`` with its lock card (:class:`Locked`) lets the control be trained. ``public`` is a public model that

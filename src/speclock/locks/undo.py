@@ -66,9 +66,10 @@ class Undo(TrainingRecipe, Lock):
     def __post_init__(self) -> None:
         TrainingRecipe.__post_init__(self)
         Lock.__post_init__(self)
-        for field in ("beta", "augment"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"{field} is {getattr(self, field)}; it must lie in [0, 1].")
+        if not 0 <= self.beta <= 1:
+            raise InputError(f"beta is {self.beta}; it must lie in [0, 1].")
+        if not 0 <= self.augment < 1:
+            raise InputError(f"augment is {self.augment}; it must lie in [0, 1): some examples have labels.")
         for field in ("rank", "hard"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field} is {getattr(self, field)}; it must not be negative.")
@@ -162,7 +163,7 @@ class Undo(TrainingRecipe, Lock):
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             logits, total = apart(module, batch)
             total = total + self.hard * F.cross_entropy(logits, batch["labels"])
-            extra = round(len(batch["labels"]) * self.augment / (1 - self.augment)) if self.augment < 1 else 0
+            extra = round(len(batch["labels"]) * self.augment / (1 - self.augment))
             if not extra:
                 return total
             made = {name: value.to(logits.device) for name, value in drawn.batch(extra, model).items()}

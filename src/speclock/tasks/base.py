@@ -258,8 +258,8 @@ class Task(ABC):
         ``train`` rows are drawn by ``seed``, stratified. Validation comes from what the training split holds
         beyond them: an attacker with 32 posts cannot spare eight, and to let the auditor choose for it errs on
         the attacker's side. Where that is too little, half of the test split is taken instead. The test rows are
-        the same under every seed, and so are the validation rows (at most ``validation``, or :data:`VALIDATION`) but
-        for those that a seed's training rows take.
+        the same under every seed; the validation rows (at most ``validation``, or :data:`VALIDATION`) are drawn from
+        what a seed's training rows leave, and so are others under another seed.
         """
         if self.validation is not None:
             asked = any(limit is not None for limit in (train, test, validation))
