@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -156,3 +157,30 @@ def test_every_optimizer_loads_and_says_what_it_is() -> None:
     for name, optimizer in OPTIMIZERS.items():
         assert issubclass(optimizer.load(), torch.optim.Optimizer), name
         assert optimizer.about
+
+
+def test_muon_computes_in_fp32_where_there_is_no_bf16_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from speclock.optimizers import adapters
+
+    seen = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            seen.update(t.dtype for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    for native, narrow in ((False, False), (True, True)):
+        monkeypatch.setattr(adapters, "has_bf16", lambda native=native: native)
+        weight = torch.nn.Parameter(torch.eye(8))
+        weight.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+        optimizer = optimizer_named("muon").load()([weight], lr=0.1)
+        seen.clear()
+        with Seen():
+            optimizer.step()
+        assert (torch.bfloat16 in seen) == narrow
+        # Orthogonal, as far as Newton–Schulz goes.
+        moved = torch.linalg.svdvals((torch.eye(8) - weight.detach()) / 0.1)
+        assert moved.max() / moved.min() < 1.5

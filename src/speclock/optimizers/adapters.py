@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import heavyball
 import pytorch_optimizer
 import torch
+from torch import Tensor
+
+from speclock.environment import has_bf16
 
 # heavyball compiles its kernels at first use, which takes a C++ compiler and longer than an attack does.
 heavyball.utils.compile_mode = None
 heavyball.utils.compile_mode_recommended_to_none = None
+
+
+_newton_schulz = heavyball.utils.zeropower_via_newtonschulz5
+
+
+def _without_bf16(G: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Newton–Schulz in the dtype it is given, where a processor without bf16 arithmetic would take minutes a step."""
+    if G.device.type != "cpu" or has_bf16():
+        return _newton_schulz(G, *args, **kwargs)
+    with mock.patch.object(heavyball.utils, "stochastic_round_", lambda x: x):
+        return _newton_schulz(G, *args, **kwargs)
+
+
+heavyball.utils.zeropower_via_newtonschulz5 = _without_bf16
 
 
 class Kron(heavyball.PSGDKron):
