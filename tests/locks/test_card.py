@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from speclock.errors import InputError
-from speclock.locks.card import CardError, describes, lock_of, parsed, read_card
+from speclock.locks.card import CardError, PartClaim, describes, parsed, read_card, stages
 from speclock.locks.rescale import Rescale
 from speclock.locks.specdef import SpecDef
 from speclock.models import Identity, Model, identity, save
@@ -126,10 +126,26 @@ def test_a_card_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_the_one_described() -> None:
-    lock = lock_of(parsed(put()))
+    (lock, steps), *rest = stages(parsed(put()))
+    assert (steps, rest) == (40, [])
     assert lock == SpecDef(alpha=0.02, top_k=8, include=("*.weight",), lr=1.0, steps=80)
     assert type(lock.lr) is float  # type: ignore[attr-defined]
-    assert lock_of(parsed(put(lock="rescale", config={"factor": 3.0}))) == Rescale(factor=3.0)
+    assert stages(parsed(put(lock="rescale", config={"factor": 3.0})))[0].lock == Rescale(factor=3.0)
+
+
+PART = {key: CARD[key] for key in PartClaim.__annotations__ if key in CARD}
+
+
+def test_a_composition_has_every_part() -> None:
+    parts = [PART, {**PART, "lock": "rescale", "config": {"factor": 3.0}, "chosen_step": 80}]
+    found = stages(parsed(put(lock="specdef+rescale", config={}, parts=parts)))
+    assert [(type(stage.lock), stage.steps) for stage in found] == [(SpecDef, 40), (Rescale, 80)]
+    with pytest.raises(CardError, match=r"lock is rescale\+specdef, which its parts are not"):
+        parsed(put(lock="rescale+specdef", parts=parts))
+    with pytest.raises(CardError, match="chosen_step is 41, which the curve does not have"):
+        parsed(put(lock="specdef+rescale", parts=[PART, {**parts[1], "chosen_step": 41}]))
+    with pytest.raises(CardError, match="parts: List should have at most 8 items"):
+        parsed(put(lock="+".join(["specdef"] * 9), parts=[PART] * 9))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +169,7 @@ def test_the_lock_is_the_one_described() -> None:
 )
 def test_a_lock_that_there_is_not_is_one_clear_line(lock: str, config: dict[str, Any], words: str) -> None:
     with pytest.raises(CardError, match=words) as caught:
-        lock_of(parsed(put(lock=lock, config=config)))
+        stages(parsed(put(lock=lock, config=config)))
     assert "\n" not in str(caught.value)
 
 
@@ -166,7 +182,7 @@ def test_a_real_card_is_read_back_and_knows_its_models(base: Model, digits: Task
     save(locked.model, tmp_path / "locked", extra={"speclock.json": json.dumps(locked.card)})
     card = read_card(tmp_path / "locked")
     assert json.loads(json.dumps(card)) == json.loads(json.dumps(locked.card))
-    assert lock_of(card) == lock_of(locked.card) == lock
+    assert stages(card) == stages(locked.card) == ((lock, locked.card["chosen_step"]),)
     assert describes(card, identity(locked.model))
     assert describes(card["base"], identity(base))
     assert not describes(card, identity(base))

@@ -315,8 +315,11 @@ def own_architecture(record: Record) -> str | None:
 def insecure_noise(record: Record) -> str | None:
     """Lock again without --insecure-noise-seed before releasing: whoever reads the card can draw the same noise."""
     card = record.locked.get("card")
-    seed = card["config"].get("insecure_noise_seed") if card else None
-    return None if seed is None else f"the card names the seed of the lock's noise, {seed}"
+    named = [
+        part["config"].get("insecure_noise_seed") for part in (card.get("parts", [card]) if card else ())
+    ]
+    seeds = [seed for seed in named if seed is not None]
+    return f"the card names the seed of the lock's noise, {seeds[0]}" if seeds else None
 
 
 def card_not_repeated(record: Record) -> str | None:

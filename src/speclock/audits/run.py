@@ -24,8 +24,8 @@ from speclock.audits.targets import Targets
 from speclock.audits.work import Work, crew
 from speclock.environment import environment
 from speclock.errors import InputError
-from speclock.locks.base import Lock, Locked, SpectralLock
-from speclock.locks.card import Card, CardError, describes, lock_of, parsed
+from speclock.locks.base import Locked, SpectralLock
+from speclock.locks.card import Card, CardError, Stage, describes, parsed, stages
 from speclock.models import Model, Transplant, adopted, identity, transplanted
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks.base import Task
@@ -105,8 +105,7 @@ def audit(
             locked=transplant.model,
             public=public,
             retain=retain,
-            lock=claimed.lock,
-            control_steps=claimed.steps,
+            stages=claimed.stages,
             with_student=chosen.student if student is None else student,
             folders=_folders(kept, shared or kept, floors or kept),
         )
@@ -177,7 +176,8 @@ class Claim:
     """What a lock card claims, where it can be read: a claim that cannot be is a flag, no error."""
 
     card: Card | None = None
-    lock: Lock | None = None
+    stages: tuple[Stage, ...] = ()
+    """The locks that it describes; none where it cannot be read."""
     problem: str | None = None
     measured: float | None = None
     """The mean top σ of the matrices that it names, by a converged solver rather than the lock's warm basis."""
@@ -189,12 +189,12 @@ class Claim:
             return cls(problem=card)
         try:
             checked = parsed(json.dumps(card))
-            lock = lock_of(checked)
-            values: list[float] = []
+            claimed = stages(checked)
+            lock, values = claimed[-1].lock, list[float]()
             if isinstance(lock, SpectralLock):
                 for weight in weight_matrices(model.module, lock.include, lock.exclude):
                     values += singular_values(weight.matrix.detach(), lock.top_k).tolist()
-            return cls(checked, lock, measured=sum(values) / len(values) if values else None)
+            return cls(checked, claimed, measured=sum(values) / len(values) if values else None)
         except (CardError, InputError, TypeError, ValueError, RecursionError) as error:
             return cls(problem=str(error))
 
@@ -208,14 +208,10 @@ class Claim:
         }
 
     @property
-    def steps(self) -> int:
-        """Steps that the control is trained for: as many as the lock took."""
-        return self.card["chosen_step"] if self.card else 0
-
-    @property
     def strength(self) -> float | None:
         """The mean top σ that the card speaks of; None where its lock has another measure of strength."""
-        return self.card["strength_locked"] if self.card and isinstance(self.lock, SpectralLock) else None
+        spectral = self.stages and isinstance(self.stages[-1].lock, SpectralLock)
+        return self.card["strength_locked"] if self.card and spectral else None
 
 
 def _blocked(base: Model, released: Model, attacked: Model, attack: Task) -> list[str] | None:

@@ -16,7 +16,7 @@ from torch import nn
 from speclock.audits.floors import STUDENT_STEPS, taught_by
 from speclock.environment import ran_out_of_memory
 from speclock.errors import InputError
-from speclock.locks.base import Lock
+from speclock.locks.card import Stage
 from speclock.models import Model, identity
 from speclock.tasks.base import Task
 from speclock.workspace import write_text
@@ -36,9 +36,8 @@ class Targets:
     locked: Model
     public: Model | None
     retain: Task
-    lock: Lock | None
-    """What the lock card says was done, from which the control is trained."""
-    control_steps: int
+    stages: tuple[Stage, ...]
+    """What the lock card says was done, from which the control is trained; nothing where there is no card."""
     with_student: bool
     folders: dict[str, Path]
     """Where the trained ones are kept."""
@@ -58,7 +57,7 @@ class Targets:
 
     def trained(self) -> list[str]:
         """The targets that must be trained before they are attacked."""
-        return ["control"] * (self.lock is not None) + ["student"] * self.with_student
+        return ["control"] * bool(self.stages) + ["student"] * self.with_student
 
     def model(self, name: str, seed: int) -> Model:
         """The model of that name."""
@@ -102,24 +101,25 @@ class Targets:
     def _train(self, name: str) -> tuple[Model, dict[str, Any]]:
         if name == "student":
             return taught_by(self.base, self.retain)
-        assert self.lock is not None
         # A card is a claim, and could ask for days of it.
-        examples = (
-            self.control_steps * getattr(self.lock, "batch_size", 1) * getattr(self.lock, "accumulate", 1)
+        steps = sum(stage.steps for stage in self.stages)
+        examples = sum(
+            taken * getattr(lock, "batch_size", 1) * getattr(lock, "accumulate", 1)
+            for lock, taken in self.stages
         )
-        if self.control_steps > CONTROL_MOST or examples > CONTROL_MOST_EXAMPLES:
+        if steps > CONTROL_MOST or examples > CONTROL_MOST_EXAMPLES:
             raise InputError(
-                f"the card says that the lock took {self.control_steps} steps, of {examples} examples together; "
+                f"the card says that the lock took {steps} steps, of {examples} examples together; "
                 f"a control gets {CONTROL_MOST} and {CONTROL_MOST_EXAMPLES} at most"
             )
 
         def trained(spectral: bool) -> Model:
-            assert self.lock is not None
-            states = self.folders[name] / f"{self._stem(name)}-{'lock' if spectral else 'control'}"
-            states.mkdir(exist_ok=True)
-            return self.lock.control(
-                self.base, self.retain, stop_at=self.control_steps, spectral=spectral, folder=states
-            )
+            model = self.base
+            for i, (lock, taken) in enumerate(self.stages):
+                states = self.folders[name] / f"{self._stem(name)}-{'lock' if spectral else 'control'}-{i}"
+                states.mkdir(exist_ok=True)
+                model = lock.control(model, self.retain, stop_at=taken, spectral=spectral, folder=states)
+            return model
 
         control, problem = trained(spectral=False), None
         moved, file_moved = (_distance(m.module, self.base.module) for m in (control, self.locked))
@@ -128,17 +128,15 @@ class Targets:
             with warnings.catch_warnings(action="ignore", category=UserWarning):
                 # What the lock had to remark it said when it was made.
                 problem = self._unlike(trained(spectral=True))
-        return control, {"steps": self.control_steps, "not_repeated": problem}
+        return control, {"steps": steps, "not_repeated": problem}
 
     def _unlike(self, repeated: Model) -> str | None:
         """In what the locked model is not what the card's training gives: what the control shares with that training
         says nothing of another. Numbers, not weights, since another machine's rounding leads elsewhere."""
-        assert self.lock is not None
-        again, strength = (self.lock.strength(m, self.base) for m in (repeated, self.locked))
-        if abs(again - strength) > 0.1 * abs(strength):
-            return (
-                f"repeated, the lock gives a {self.lock.unit} of {again:.3g}, and the file has {strength:.3g}"
-            )
+        for lock, _ in self.stages:
+            again, strength = (lock.strength(m, self.base) for m in (repeated, self.locked))
+            if abs(again - strength) > 0.1 * abs(strength):
+                return f"repeated, {lock.name} gives a {lock.unit} of {again:.3g}, and the file has {strength:.3g}"
         moved, file_moved = (_distance(m.module, self.base.module) for m in (repeated, self.locked))
         if not 0.5 * file_moved <= moved <= 2 * file_moved:
             return (
@@ -163,13 +161,9 @@ class Targets:
         taught: list[Any] = [identity(self.base).fingerprint, self.retain.digest()]
         if name == "student":
             taught += [STUDENT_STEPS]
-        elif self.lock is not None:
-            taught += [
-                self.lock.name,
-                asdict(self.lock),
-                self.control_steps,
-                identity(self.locked).fingerprint,
-            ]
+        else:
+            taught += [[lock.name, asdict(lock), steps] for lock, steps in self.stages]
+            taught += [identity(self.locked).fingerprint]
         return f"{name}-{hashlib.sha256(json.dumps(taught).encode()).hexdigest()[:24]}"
 
 

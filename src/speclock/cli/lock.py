@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,13 +12,17 @@ from speclock.cli.options import (
     OUT,
     TASK_HELP,
     field_options,
-    given,
     load_model,
     model_options,
     reading_of,
     reading_options,
+    typed,
 )
 from speclock.locks import LOCKS
+
+if TYPE_CHECKING:
+    from speclock.locks.base import Lock
+    from speclock.locks.composition import Composition
 
 
 @click.command("lock")
@@ -26,7 +30,11 @@ from speclock.locks import LOCKS
 @click.option("--task", required=True, help=f"Retain task. {TASK_HELP}")
 @click.option("--out", required=True, type=OUT, help="Folder for the locked model and its lock card.")
 @click.option(
-    "--lock", "lock_name", default="specdef", show_default=True, help=f"One of: {', '.join(LOCKS)}."
+    "--lock",
+    "lock_name",
+    default="specdef",
+    show_default=True,
+    help=f"One of {', '.join(LOCKS)}, or several joined by +; NAME:FIELD=VALUE,… sets a field of that one alone.",
 )
 @field_options(*LOCKS.values())
 @reading_options
@@ -54,36 +62,48 @@ def command(
     Example: speclock lock base --task newsgroups:sci.space,rec.autos --out locked --alpha 0.5 --top-k 8
     """
     from speclock import models, tasks
+    from speclock.locks.composition import lock_named
     from speclock.workspace import Workspace
 
     reading = reading_of(ctx, options)
-    cls = LOCKS[lock_name]
-    lock = cls(**given(ctx, cls, options, f"--lock {lock_name}"))
+    lock = lock_named(lock_name, typed(ctx, options))
     retain = tasks.load(task, reading)
     request = {
         **{"command": "lock", "model": model, "task": task, "data": retain.digest(), "labels": labels},
-        **{"lock": lock_name, **vars(reading), **vars(lock)},
+        **{"lock": lock.name, **vars(reading), **_fields(lock)},
     }
     work = Workspace(out, request, record="speclock.json", resume=resume)
     card = work.finished
     if card is None:
         with work:
             base = load_model(model, device, labels)
-            locked, card = lock(base, retain, folder=work.folder)
-            card = {**card, "request": work.request}
-            models.save(locked, out, extra={"speclock.json": json.dumps(card, indent=1)})
+            locked = lock(base, retain, folder=work.folder)
+            card = {**locked.card, "request": work.request}
+            models.save(locked.model, out, extra={"speclock.json": json.dumps(card, indent=1)})
     work.close()
     if as_json:
         click.echo(json.dumps(card, indent=1))
         return
     click.echo(
-        f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%}, {lock.unit} "
-        f"{card['strength_base']:.3g} → {card['strength_locked']:.3g} "
-        f"(state after step {card['chosen_step']} of {card['steps']})."
-    )
-    if card["chosen_step"] == 0:
-        click.echo(
-            f"No stronger state kept its utility, so this is the base: allow more --max-utility-drop, or lock "
-            f"more gently.{' The run diverged; lower --lr.' if card['status'] == 'diverged' else ''}",
-            err=True,
+        f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%}; "
+        + "; ".join(
+            f"{part['lock']}: {part['unit']} {part['strength_base']:.3g} → {part['strength_locked']:.3g} "
+            f"(state after step {part['chosen_step']} of {part['steps']})"
+            for part in card.get("parts", [card])
         )
+        + "."
+    )
+    for part in card.get("parts", [card]):
+        if part["chosen_step"] == 0:
+            click.echo(
+                f"No stronger state of {part['lock']} kept its utility, so it did nothing: allow more "
+                f"--max-utility-drop, or lock more gently."
+                f"{' The run diverged; lower --lr.' if part['status'] == 'diverged' else ''}",
+                err=True,
+            )
+
+
+def _fields(lock: Lock | Composition) -> dict[str, Any]:
+    """What a resumed run must ask for again."""
+    parts = getattr(lock, "parts", None)
+    return vars(lock) if parts is None else {"parts": [[part.name, vars(part)] for part in parts]}

@@ -103,14 +103,20 @@ def given(ctx: click.Context, cls: type, values: Mapping[str, Any], chosen: str)
     ``chosen`` names the choice that decided on ``cls``, for the message: ``--lock rescale``.
     """
     known = {field.name for field in dataclasses.fields(cls)}
-    found = {}
-    for name, value in values.items():
-        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
-            continue
+    found = typed(ctx, values)
+    for name in found:
         if name not in known:
             raise InputError(f"--{name.replace('_', '-')} is not an option of {chosen}. Leave it out.")
-        found[name] = value
     return found
+
+
+def typed(ctx: click.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that were given on the command line."""
+    return {
+        name: value
+        for name, value in values.items()
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from speclock.locks.card import Card
+    from speclock.locks.composition import Composition
     from speclock.models import Model
     from speclock.spectra import SpectralPenalty
     from speclock.tasks.base import Task
@@ -83,17 +84,20 @@ class Lock(ABC):
     def total_steps(self, task: Task) -> int:
         """How many steps :meth:`trajectory` takes after the first yield."""
 
-    def __call__(self, model: Model, task: Task, *, folder: Path | None = None) -> Locked:
+    def __call__(
+        self, model: Model, task: Task, *, folder: Path | None = None, least: float | None = None
+    ) -> Locked:
         """Lock a copy of ``model``. With ``folder``, a killed run goes on from what is kept there.
 
-        The copy is trained in fp32 whatever the checkpoint's dtypes, in which it is judged and returned.
+        The copy is trained in fp32 whatever the checkpoint's dtypes, in which it is judged and returned. ``least`` is
+        the validation utility that a state must have where that is not counted from this model's own.
 
         Raises :class:`InputError` when the model does not do the retain task: there would be nothing to keep.
         """
         task = task.divided().fitted_to(model)
         with kept_in(folder) as kept, Meter() as meter:
             trained = model.in_fp32()
-            guard = _Guard(self, trained, model, task, kept)
+            guard = _Guard(self, trained, model, task, kept, least)
             for step in self.trajectory(trained, task, spectral=True, run=guard.run):
                 if not guard.consider(step):
                     break
@@ -174,8 +178,11 @@ class Run:
 class _Guard:
     """Watches utility and strength along a lock's path and keeps the strongest state that holds."""
 
-    def __init__(self, lock: Lock, trained: Model, base: Model, task: Task, folder: Path) -> None:
+    def __init__(
+        self, lock: Lock, trained: Model, base: Model, task: Task, folder: Path, least: float | None
+    ) -> None:
         self.lock = lock
+        self.least = least
         self.trained = trained
         self.base = base
         self.task = task
@@ -211,8 +218,9 @@ class _Guard:
             return False
         strength = self.lock.strength(released, self.base)
         self.curve.append((step.index, utility, strength))
-        holds = utility >= self.curve[0][1] - self.lock.max_utility_drop
-        if holds and strength > self.best_strength:
+        least = self.curve[0][1] - self.lock.max_utility_drop if self.least is None else self.least
+        # What the run began with is always there to fall back to.
+        if (utility >= least or step.index == 0) and strength > self.best_strength:
             # On the host: a second copy on the device would halve the model that can be locked there.
             state = released.module.state_dict()
             self.best_state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
@@ -270,7 +278,9 @@ def penalty_of(module: nn.Module, lock: SpectralLock) -> SpectralPenalty:
     )
 
 
-def lock(model: Model | nn.Module, task: Task, how: Lock, *, folder: Path | None = None) -> Locked:
+def lock(
+    model: Model | nn.Module, task: Task, how: Lock | Composition, *, folder: Path | None = None
+) -> Locked:
     """Lock a copy of ``model`` with ``how``, keeping what it does on ``task``; see :class:`Lock`."""
     from speclock.models import adopted
 

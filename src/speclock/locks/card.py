@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -31,6 +31,7 @@ FORMAT: Literal["speclock-card/1"] = "speclock-card/1"
 
 _LARGEST = 2**53
 """The largest whole number that every reader of JSON keeps."""
+_MOST_PARTS = 8
 _DEEPEST = 16
 """Levels of nesting; a record that holds the card has some more, and is written by recursion."""
 _LONGEST = 4 << 20
@@ -79,22 +80,13 @@ class RetainClaim(TypedDict):
 
 
 @_STRICT
-class Card(TypedDict):
-    """The lock card, JSON-able."""
+class PartClaim(TypedDict):
+    """What one lock did."""
 
-    format: Literal["speclock-card/1"]
     lock: _Name
     config: dict[str, Any]
-    """The lock's fields; :func:`lock_of` checks them."""
+    """The lock's fields; :func:`stages` checks them."""
     seed: int
-    base: BaseClaim
-    fingerprint: _Sha256
-    """The locked model's, as the base's."""
-    identity: NotRequired[Parts]
-    retain_task: RetainClaim
-    utility_base: _Fraction
-    """Scores on the test split."""
-    utility_locked: _Fraction
     unit: NotRequired[_Name]
     """What strength is measured in; on cards without it, the mean top σ."""
     strength_base: _Amount
@@ -107,10 +99,34 @@ class Card(TypedDict):
     status: Literal["ok", "diverged"]
     diverged_at: _Count | None
     seconds: _Amount
+
+
+@_STRICT
+class Card(PartClaim):
+    """The lock card, JSON-able. Of a composition, what one lock did is what the last of them did, ``lock`` is all
+    names joined by +, and ``parts`` has each."""
+
+    format: Literal["speclock-card/1"]
+    base: BaseClaim
+    fingerprint: _Sha256
+    """The locked model's, as the base's."""
+    identity: NotRequired[Parts]
+    retain_task: RetainClaim
+    utility_base: _Fraction
+    """Scores on the test split."""
+    utility_locked: _Fraction
     peak_memory_mb: _Amount
     environment: dict[str, Any]
+    parts: NotRequired[Annotated[list[PartClaim], Field(min_length=2, max_length=_MOST_PARTS)]]
     request: NotRequired[dict[str, Any]]
     """The command that asked for the lock."""
+
+
+class Stage(NamedTuple):
+    """A lock, and for how many steps of it the model was kept."""
+
+    lock: Lock
+    steps: int
 
 
 def read_card(folder: Path) -> Card | None:
@@ -142,22 +158,33 @@ def parsed(text: str | bytes) -> Card:
     except ValueError as error:
         raise CardError(f"it is not JSON ({str(error).splitlines()[0]}).") from error
     card: Card = _validated(TypeAdapter(Card), found)
-    steps = [step for step, *_ in card["curve"]]
-    if card["chosen_step"] > card["steps"]:
-        raise CardError(f"chosen_step is {card['chosen_step']}, beyond the {card['steps']} steps taken.")
-    if steps != sorted(set(steps)) or steps[-1] > card["steps"]:
-        raise CardError(f"the curve's steps do not rise from one to the next up to {card['steps']}.")
-    if card["chosen_step"] not in steps:
-        raise CardError(f"chosen_step is {card['chosen_step']}, which the curve does not have.")
+    for claim in (card, *card.get("parts", ())):
+        _check_curve(claim)
+    if "parts" in card and card["lock"] != "+".join(part["lock"] for part in card["parts"]):
+        raise CardError(f"lock is {card['lock']}, which its parts are not.")
     return card
 
 
-def lock_of(card: Card) -> Lock:
-    """The lock that a card describes, checked as if a user had asked for it.
+def stages(card: Card) -> tuple[Stage, ...]:
+    """The locks that a card describes, one after the other, checked as if a user had asked for them.
 
     Raises :class:`CardError` for a lock that there is not, and for fields that it does not have or allow.
     """
-    name, config = card["lock"], card["config"]
+    return tuple(Stage(_lock_of(part), part["chosen_step"]) for part in card.get("parts", [card]))
+
+
+def _check_curve(claim: PartClaim) -> None:
+    steps = [step for step, *_ in claim["curve"]]
+    if claim["chosen_step"] > claim["steps"]:
+        raise CardError(f"chosen_step is {claim['chosen_step']}, beyond the {claim['steps']} steps taken.")
+    if steps != sorted(set(steps)) or steps[-1] > claim["steps"]:
+        raise CardError(f"the curve's steps do not rise from one to the next up to {claim['steps']}.")
+    if claim["chosen_step"] not in steps:
+        raise CardError(f"chosen_step is {claim['chosen_step']}, which the curve does not have.")
+
+
+def _lock_of(claim: PartClaim) -> Lock:
+    name, config = claim["lock"], claim["config"]
     if name not in LOCKS:
         raise CardError(unknown("lock", name, LOCKS))
     cls = LOCKS[name]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from matplotlib.ticker import MaxNLocator
 
 from speclock.audits.record import Record
@@ -19,28 +22,37 @@ from speclock.report.plots.drawing import (
 )
 
 
+def _curves(part: dict[str, Any]) -> list[tuple[str, list[tuple[float, float]]]]:
+    """What the card says of a lock's path: (step, utility) and (step, strength), where there are any."""
+    rows = [[finite(value) for value in row[:3]] for row in part.get("curve") or []]
+    found = []
+    for column, title in ((1, "utility"), (2, "strength")):
+        points = [(row[0], row[column]) for row in rows if len(row) > column]
+        found.append((title, [(x, y) for x, y in points if x is not None and y is not None]))
+    return [(title, points) for title, points in found if points]
+
+
 @to_svg
 def lock_curve(record: Record, *, narrow: bool = False) -> Drawing | None:
-    """Utility and strength while the lock ran, with the step whose weights were kept."""
+    """Utility and strength while each part of the lock ran, with the step whose weights were kept."""
     card = record.locked.get("card") or {}
-    rows = [[finite(value) for value in row[:3]] for row in card.get("curve") or []]
-    utility = [(r[0], r[1]) for r in rows if len(r) > 1 and r[0] is not None and r[1] is not None]
-    strength = [(r[0], r[2]) for r in rows if len(r) > 2 and r[0] is not None and r[2] is not None]
-    panels = [(title, points) for title, points in (("utility", utility), ("strength", strength)) if points]
+    parts = card.get("parts") or [card]
+    panels = [(part, title, points) for part in parts for title, points in _curves(part)]
     if not panels:
         return None
-    across = 1 if narrow else len(panels)
+    across = 1 if narrow else min(2, len(panels))
     block, gutter, left = (220 if narrow else 270), 56, 42
-    figure = blank(narrow, block * (len(panels) if narrow else 1))
+    figure = blank(narrow, block * math.ceil(len(panels) / across))
     width = (WIDTH[narrow] - gutter * (across - 1)) / across
-    chosen = finite(card.get("chosen_step"))
-    for i, (title, points) in enumerate(panels):
-        x, y = (0, i * block) if narrow else (i * (width + gutter), 0)
+    for i, (part, title, points) in enumerate(panels):
+        chosen = finite(part.get("chosen_step"))
+        x, y = (i % across) * (width + gutter), (i // across) * block
         axes = axes_at(figure, x + left, y + 30, width - left - 12, block - 76)
         axes.set_xlim(0, max(step for step, _ in points) or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("steps", loc="right")
-        axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=COLORS["locked"], pad=10)
+        said = title if len(parts) == 1 else f"{part.get('lock')}: {title}"
+        axes.set_title(said, loc="left", fontsize=12.5, fontweight="bold", color=COLORS["locked"], pad=10)
         values = [value for _, value in points]
         if title == "utility":
             before = finite(card.get("utility_base"))
@@ -80,5 +92,7 @@ def lock_curve(record: Record, *, narrow: bool = False) -> Drawing | None:
                 color=COLORS["locked"],
                 weight="bold",
             )
-    kept = f"; the weights of step {plain(chosen)} were kept" if chosen is not None else ""
+    steps = [finite(part.get("chosen_step")) for part in parts]
+    steps = [step for step in steps if step is not None]
+    kept = f"; the weights of step {', then '.join(map(plain, steps))} were kept" if steps else ""
     return Drawing(figure, named("lock", narrow), f"Utility and strength while the lock ran{kept}.")
