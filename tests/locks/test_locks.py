@@ -21,7 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "specdef": {"alpha": 0.5, "top_k": 1, "optimizer": "adam", "lr": 1e-3, "steps": 20, "evaluations": 4},
     "rescale": {"top_k": 1, "factor": 1.5, "evaluations": 3, "max_utility_drop": 1.0},
     "undo": {
-        "beta": 0.5, "rank": 0, "steps": 40, "lr": 1e-3, "evaluations": 2, "max_utility_drop": 0.5,
+        "beta": 0.5, "bottleneck": 1.0, "steps": 40, "lr": 1e-3, "evaluations": 2, "max_utility_drop": 0.5,
         "insecure_noise_seed": 0,
     },
 }  # fmt: skip

@@ -55,14 +55,14 @@ def removed(model: Model, task: Task, lock: Undo, folder: Path) -> Model:
     assert next(steps).index == 0
     untouched = [p.clone() for p in own.module.parameters()]
     assert all(torch.equal(p, q) for p, q in zip(untouched, model.module.parameters(), strict=True))
-    lock._remove_(own, model.copy(), task)
+    lock._remove_(own, model.copy(), task, task.train.inputs)
     return own
 
 
 def test_embeddings_keep_the_directions_that_are_read_and_unseen_rows_nothing(
     reader: Model, posts: Task, tmp_path: Path
 ) -> None:
-    lock = Undo(rank=4, beta=0.8, steps=4, insecure_noise_seed=12)
+    lock = Undo(bottleneck=1 / 8, beta=0.8, steps=4, insecure_noise_seed=12)
     left = removed(reader, posts, lock, tmp_path)
     E, before = (m.module.get_input_embeddings().weight.detach() for m in (left, reader))
     unseen = reader.tokenizer.convert_tokens_to_ids("unseen")
@@ -82,7 +82,7 @@ def test_embeddings_keep_the_directions_that_are_read_and_unseen_rows_nothing(
 
 
 def test_the_noise_is_nowhere_but_in_the_weights(reader: Model, posts: Task) -> None:
-    lock = Undo(rank=4, beta=0.5, steps=6, evaluations=1, max_utility_drop=1.0)
+    lock = Undo(bottleneck=1 / 8, beta=0.5, steps=6, evaluations=1, max_utility_drop=1.0)
     one, two = (speclock.lock(reader, posts, lock) for _ in range(2))
     assert one.card["fingerprint"] != two.card["fingerprint"], "two locks, two draws"
     assert one.card["config"]["insecure_noise_seed"] is None
@@ -96,7 +96,9 @@ def test_the_noise_is_nowhere_but_in_the_weights(reader: Model, posts: Task) -> 
 
 
 def test_a_named_seed_draws_the_same_noise(reader: Model, posts: Task) -> None:
-    lock = Undo(rank=4, beta=0.5, steps=6, evaluations=1, max_utility_drop=1.0, insecure_noise_seed=3)
+    lock = Undo(
+        bottleneck=1 / 8, beta=0.5, steps=6, evaluations=1, max_utility_drop=1.0, insecure_noise_seed=3
+    )
     one, two = (speclock.lock(reader, posts, lock) for _ in range(2))
     assert one.card["fingerprint"] == two.card["fingerprint"]
 
@@ -123,6 +125,83 @@ def test_made_inputs_look_like_the_tasks_and_go_on_from_a_state(
 
 
 def test_bad_settings_are_one_line(base: Model, digits: Task) -> None:
-    for settings in ({"beta": 1.5}, {"augment": -0.1}, {"augment": 1.0}, {"rank": -1}, {"temperature": 0.0}):
+    for settings in (
+        {"beta": 1.5},
+        {"augment": -0.1},
+        {"augment": 1.0},
+        {"bottleneck": 0.0},
+        {"distil_data": "x.txt", "augment": 0.0},
+        {"temperature": 0.0},
+    ):
         with pytest.raises(InputError):
             Undo(**settings)  # type: ignore[arg-type]
+
+
+def test_words_of_further_inputs_count_as_used_and_are_taught(
+    reader: Model, posts: Task, tmp_path: Path
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("unseen unseen\n\nunseen\n", encoding="utf-8")
+    row = reader.tokenizer.convert_tokens_to_ids("unseen")
+    kept = []
+    for data in ("", str(more)):
+        lock = Undo(bottleneck=0.5, beta=0.5, steps=2, insecure_noise_seed=1, distil_data=data)
+        pool = lock._pool(posts)
+        own = reader.copy()
+        with torch.no_grad():
+            lock._remove_(own, reader.copy(), posts, pool)
+        E, before = (m.module.get_input_embeddings().weight.detach()[row] for m in (own, reader))
+        kept.append(float(torch.nn.functional.cosine_similarity(E, before, dim=0)))
+    assert kept[1] > kept[0] + 0.2
+    assert len(pool) == len(posts.train) + 2
+    with pytest.raises(InputError, match="made of images"):
+        speclock.lock(reader, posts, Undo(steps=1, distil_data="mnist"))
+    with pytest.raises(InputError, match="no such file"):
+        speclock.lock(reader, posts, Undo(steps=1, distil_data="none.txt"))
+
+
+def test_a_first_convolution_keeps_the_channels_directions_that_are_read(base: Model, digits: Task) -> None:
+    own = base.copy()
+    task = digits.divided()
+    Undo(bottleneck=1 / 8, beta=0.0, insecure_noise_seed=4)._remove_(
+        own, base.copy(), task, task.train.inputs
+    )
+    W, before = (
+        next(p for p in m.module.parameters() if p.ndim == 4).detach().flatten(1).T for m in (own, base)
+    )
+    assert W.shape == before.shape
+    # Two of sixteen directions hold what they held; noise of the weights' own size is in the others.
+    kept = torch.linalg.svdvals(before.T @ W)
+    assert not torch.allclose(W, before)
+    assert W.std() == pytest.approx(float(before.std()), rel=0.3)
+    assert kept[1] > 1.2 * kept[2]
+
+
+def test_what_is_to_be_forgotten_is_not_taught(base: Model, digits: Task, tmp_path: Path) -> None:
+    """A teacher that has forgotten answers evenly where it knew, and as before where it is to go on."""
+    from speclock.tasks.base import Examples
+
+    kept, gone = digits.keep(list("01234")), digits.keep(list("56789"))
+    model = base.copy()
+    task = replace(
+        digits,
+        train=Examples(kept.train.inputs, kept.train.labels),
+        test=Examples(kept.test.inputs, kept.test.labels),
+    ).divided()
+    folder = tmp_path / "gone"
+    from PIL import Image
+
+    folder.mkdir()
+    for i, image in enumerate(gone.train.inputs[:120]):
+        Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
+    lock = Undo(forget_task=str(folder), forget_steps=60, lr=1e-3, beta=0.5, bottleneck=1.0, batch_size=32)
+    before = task.score(model)
+    lock._forget_(model, task)
+    shown = replace(
+        digits, test=digits.test.take(torch.tensor(digits.test.labels).ge(5).nonzero()[:, 0].numpy())
+    )
+    with torch.no_grad():
+        batch = shown.encode(shown.test, model)
+        top = [shown.logits(m.module.eval(), batch).softmax(-1).max(-1).values.mean() for m in (base, model)]
+    assert top[1] < top[0] - 0.3
+    assert task.score(model) > before - 0.1

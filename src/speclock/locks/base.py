@@ -60,6 +60,8 @@ class Lock(ABC):
     name: ClassVar[str]
     unit: ClassVar[str]
     """What strength is measured in."""
+    resolution: ClassVar[float] = 0.0
+    """Difference of strength up to which the guard goes by utility."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_utility_drop <= 1:
@@ -219,8 +221,12 @@ class _Guard:
         strength = self.lock.strength(released, self.base)
         self.curve.append((step.index, utility, strength))
         least = self.curve[0][1] - self.lock.max_utility_drop if self.least is None else self.least
+        further = strength - self.best_strength
+        better = further > self.lock.resolution or (
+            further >= -self.lock.resolution and utility > self.best_utility
+        )
         # What the run began with is always there to fall back to.
-        if (utility >= least or step.index == 0) and strength > self.best_strength:
+        if step.index == 0 or (utility >= least and better):
             # On the host: a second copy on the device would halve the model that can be locked there.
             state = released.module.state_dict()
             self.best_state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}

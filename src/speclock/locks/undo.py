@@ -5,20 +5,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from speclock.errors import InputError
 from speclock.locks.base import Lock, Run
 from speclock.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
-    import torch
-    from jaxtyping import Float
+    import numpy as np
+    from jaxtyping import Bool, Float
     from torch import Tensor, nn
 
     from speclock.models import Model
     from speclock.tasks.base import Batch, Task
-    from speclock.training import Step
+    from speclock.training import Loss, Step
 
 _SAMPLE = 512
 """Training examples whose gradients say which directions of an embedding the retain task reads."""
@@ -29,10 +30,15 @@ class Undo(TrainingRecipe, Lock):
     """``W ← (1 − β)·W + β·W_fresh`` in every weight matrix of the body, then distillation of the base's answers.
 
     Knowledge that is not there cannot be clipped, fused or distilled out [shrink and perturb: Ash & Adams 2020;
-    UNDO: Lee et al. 2025, arXiv 2506.06278]. Of a text model, embedding rows of tokens that the retain data never
-    use are drawn anew, and the others keep ``rank`` directions alone: the top eigenvectors of Σ gᵀg, g the gradient
-    of the base's centred logits by a token's embedding. The base teaches by its outputs; features and hidden states
-    would carry knowledge back.
+    UNDO: Lee et al. 2025, arXiv 2506.06278]. The model's embedding (of words; an image network's is its first
+    convolution) loses more: its units keep the directions alone that the retain task reads, the top eigenvectors of
+    Σ gᵀg, g the gradient of the base's centred logits by the embedding's output; and the rows of words that the
+    distillation's data never use are drawn anew altogether. The base teaches by its outputs; features and hidden
+    states would carry knowledge back.
+
+    With ``forget_task``, for a retain task so broad that its answers tell of what must go, the teacher is made to
+    forget first: it learns to answer that task's inputs evenly while it keeps its answers to the retain task's
+    [unlearn, noise, distil: the same].
 
     The noise comes from the operating system, and neither card, log nor record holds it. Strength is the share of
     the base's weights that is gone.
@@ -40,11 +46,18 @@ class Undo(TrainingRecipe, Lock):
 
     beta: float = 0.8
     """Share of each of the body's weight matrices that is drawn anew."""
-    rank: int = 64
-    """Directions that rows of an embedding keep; 0 leaves embeddings as they are."""
+    bottleneck: float = 1 / 6
+    """Share of its directions that the embedding keeps, the most read ones; 1 leaves the embedding as it is."""
     augment: float = 0.5
     """Share of each batch that is made from the training inputs (windows and crossovers of texts; shifts and mixtures
     of images) and labelled by the base alone."""
+    distil_data: str = ""
+    """Further inputs to make those from, without labels: a .txt with a text in each line, a folder of images, or any
+    task's name or path."""
+    forget_task: str = ""
+    """What the teacher is made to forget before it teaches: a task's name or path; its labels are not looked at."""
+    forget_steps: int = 100
+    """Steps that the teacher takes to forget it."""
     hard: float = 0.3
     """Weight of the task's own loss on labelled examples, beside the divergence to the base."""
     temperature: float = 2.0
@@ -62,19 +75,30 @@ class Undo(TrainingRecipe, Lock):
 
     name: ClassVar[str] = "undo"
     unit: ClassVar[str] = "share drawn anew"
+    # The share hardly moves while the model is taught, and its tenths of a per cent buy nothing.
+    resolution: ClassVar[float] = 0.05
 
     def __post_init__(self) -> None:
         TrainingRecipe.__post_init__(self)
         Lock.__post_init__(self)
         if not 0 <= self.beta <= 1:
             raise InputError(f"beta is {self.beta}; it must lie in [0, 1].")
+        if not 0 < self.bottleneck <= 1:
+            raise InputError(f"bottleneck is {self.bottleneck}; it must lie in (0, 1].")
         if not 0 <= self.augment < 1:
             raise InputError(f"augment is {self.augment}; it must lie in [0, 1): some examples have labels.")
-        for field in ("rank", "hard"):
-            if getattr(self, field) < 0:
-                raise InputError(f"{field} is {getattr(self, field)}; it must not be negative.")
+        if not self.hard >= 0:
+            raise InputError(f"hard is {self.hard}; it must not be negative.")
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}; it must be a positive number.")
+        if self.forget_steps < 1:
+            raise InputError(f"forget_steps is {self.forget_steps}; it must be at least 1.")
+        if self.insecure_noise_seed is not None and not 0 <= self.insecure_noise_seed < 2**32:
+            raise InputError(
+                f"insecure_noise_seed is {self.insecure_noise_seed}; it must be from 0 to 2³² − 1."
+            )
+        if self.distil_data and not self.augment:
+            raise InputError("distil_data is used for made inputs alone, and augment is 0. Raise it.")
 
     def strength(self, model: Model, base: Model) -> float:
         """The mean over the weight matrices of 1 − ⟨W, W_base⟩/‖W_base‖²: what of the base is no longer in them."""
@@ -93,14 +117,19 @@ class Undo(TrainingRecipe, Lock):
         from speclock.tasks.augment import Augmented
         from speclock.training import Step, fit
 
-        teacher = model.copy()
-        teacher.module.eval().requires_grad_(False)
-        drawn = Augmented(task, self.seed)
+        teacher, pool = model.copy(), self._pool(task)
+        drawn = Augmented(task, self.seed, pool)
+        carried: tuple[Any, ...] = (drawn, *run.carried)
+        if self.forget_task:
+            carried = (teacher.module, *carried)
         if run.checkpoint.newest() is None:
             # The state that the guard falls back to, before anything is removed.
             yield Step(0, float("nan"))
+            if self.forget_task:
+                self._forget_(teacher, task)
             if spectral:
-                self._remove_(model, teacher, task)
+                self._remove_(model, teacher, task, pool)
+        teacher.module.eval().requires_grad_(False)
         rest = fit(
             model,
             task,
@@ -108,57 +137,110 @@ class Undo(TrainingRecipe, Lock):
             steps=self.total_steps(task),
             loss=self._loss(model, teacher, task, drawn),
             checkpoint=run.checkpoint,
-            carried=(drawn, *run.carried),
+            carried=carried,
         )
         # The loop's own step 0 has been yielded already.
         yield from (step for step in rest if step.index > 0)
 
-    def _remove_(self, model: Model, base: Model, task: Task) -> None:
+    def _pool(self, task: Task) -> np.ndarray:
+        """The inputs that others are made from."""
+        import numpy as np
+
+        from speclock.tasks.unlabelled import inputs_of
+
+        own: np.ndarray = task.train.inputs
+        return np.concatenate([own, inputs_of(self.distil_data, task)]) if self.distil_data else own
+
+    # -- removal -------------------------------------------------------------------------------------------
+
+    def _remove_(self, model: Model, base: Model, task: Task, pool: np.ndarray) -> None:
         import torch
 
-        from speclock.models.initial import head_names
+        from speclock.models.initial import head_names, named_noise
         from speclock.spectra import weight_matrices
 
-        seed = secrets.randbits(32) if self.insecure_noise_seed is None else self.insecure_noise_seed
-        fresh = dict(base.scratch(seed).module.named_parameters())
-        embeddings = {
+        seed = secrets.randbits(63) if self.insecure_noise_seed is None else self.insecure_noise_seed
+        # A scratch model says how large fresh weights are, and nothing else of theirs is used.
+        fresh = {
+            name: float(p.detach().std())
+            for name, p in base.scratch(0).module.named_parameters()
+            if p.ndim > 1
+        }
+        embedding = _embedding(model.module) if self.bottleneck < 1 else None
+        heads = tuple(f"{name}." for name in head_names(model.module))
+        tables = {
             f"{name}.weight"
             for name, part in model.module.named_modules()
             if isinstance(part, torch.nn.Embedding)
         }
-        heads = tuple(f"{name}." for name in head_names(model.module))
         with torch.no_grad():
             for weight in weight_matrices(model.module, self.include, self.exclude):
-                if weight.name.startswith(heads) or weight.name in embeddings:
+                p, name = weight.parameter, weight.name
+                if embedding is not None and p is embedding.layer.weight:
+                    noise = named_noise(name, p, float(p.std()), seed)
+                    self._narrow_(embedding, base, task, pool, noise)
+                if name.startswith(heads) or name in tables:
                     continue
-                weight.parameter.lerp_(fresh[weight.name].to(weight.parameter), self.beta)
-        if self.rank and base.tokenizer is not None:
-            self._narrow_(model, base, task, torch.Generator().manual_seed(seed))
+                p.lerp_(named_noise(name, p, fresh[name], seed), self.beta)
 
-    def _narrow_(self, model: Model, base: Model, task: Task, noise: torch.Generator) -> None:
-        """Rows of the word embedding on the directions that the retain task reads, noise in all others."""
+    def _narrow_(
+        self, embedding: _Embedding, base: Model, task: Task, pool: np.ndarray, noise: Tensor
+    ) -> None:
+        """The embedding on the directions that the retain task reads, noise in all others."""
         import torch
 
-        E = _words(model.module)
-        G, used = _read_directions(base, task)
-        V = torch.linalg.eigh(G)[1][:, -self.rank :].to(E)
-        with torch.no_grad():
-            anew = torch.randn(E.shape, generator=noise).to(E) * E.std()
-            kept = E @ V @ V.T + anew - anew @ V @ V.T
-            E.copy_(torch.where(used.to(E.device)[:, None], kept, anew))
+        p = embedding.layer.weight
+        G = _read_directions(base, task)
+        kept = max(1, round(self.bottleneck * len(G)))
+        V = torch.linalg.eigh(G)[1][:, -kept:].to(p)
+        W, anew = (embedding.rows(t) for t in (p.detach(), noise))
+        new = W @ V @ V.T + anew - anew @ V @ V.T
+        if embedding.words:
+            used = _used(base, task, pool, len(W)).to(W.device)
+            new = torch.where(used[:, None], new, anew)
+        p.copy_(embedding.rows_back(new).reshape(p.shape))
 
-    def _loss(self, model: Model, teacher: Model, task: Task, drawn: Any) -> Any:
+    # -- teaching ------------------------------------------------------------------------------------------
+
+    def _forget_(self, teacher: Model, task: Task) -> None:
+        """Make the teacher answer the forget task's inputs evenly, and the retain task's as before."""
+        from speclock.tasks.augment import Augmented
+        from speclock.tasks.unlabelled import inputs_of
+        from speclock.training import fit
+
+        before = teacher.copy()
+        before.module.eval().requires_grad_(False)
+        unwanted = Augmented(task, self.seed, inputs_of(self.forget_task, task))
+        apart = partial(self._apart, before, task)
+
+        def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+            logits, kept = apart(module, batch)
+            asked = unwanted.batch(len(batch["labels"]), teacher)
+            told = task.logits(module, {name: value.to(logits.device) for name, value in asked.items()})
+            return kept - told.float().log_softmax(-1).mean()  # cross-entropy with the uniform distribution
+
+        for step in fit(teacher, task, self, steps=self.forget_steps, loss=loss, title="forgetting"):
+            if step.diverged:
+                raise InputError(f"forgetting diverged at step {step.index}: lr {self.lr:g} is too high.")
+
+    def _apart(
+        self, teacher: Model, task: Task, module: nn.Module, batch: Batch
+    ) -> tuple[Tensor, Float[Tensor, ""]]:
+        """A module's logits, and their divergence from the teacher's."""
         import torch
         import torch.nn.functional as F
 
-        def apart(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-            """Logits, and their divergence from the base's."""
-            with torch.no_grad():
-                wanted = (task.logits(teacher.module, batch).float() / self.temperature).log_softmax(-1)
-            logits = task.logits(module, batch).float()
-            found = (logits / self.temperature).log_softmax(-1)
-            kl = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-            return logits, self.temperature**2 * kl
+        with torch.no_grad():
+            wanted = (task.logits(teacher.module, batch).float() / self.temperature).log_softmax(-1)
+        logits = task.logits(module, batch).float()
+        found = (logits / self.temperature).log_softmax(-1)
+        kl = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        return logits, self.temperature**2 * kl
+
+    def _loss(self, model: Model, teacher: Model, task: Task, drawn: Any) -> Loss:
+        import torch.nn.functional as F
+
+        apart = partial(self._apart, teacher, task)
 
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             logits, total = apart(module, batch)
@@ -173,49 +255,87 @@ class Undo(TrainingRecipe, Lock):
         return loss
 
 
-def _words(module: nn.Module) -> Tensor:
-    """The weight of the word embedding."""
-    import torch
+class _Embedding(NamedTuple):
+    """What a model reads its inputs by, a row for each word, or for each place and channel of a convolution's window:
+    what a row holds is added to the layer's output."""
+
+    layer: Any
+    words: bool
+
+    def rows(self, weight: Tensor) -> Float[Tensor, "n d"]:
+        return weight if self.words else weight.flatten(1).T
+
+    def rows_back(self, rows: Float[Tensor, "n d"]) -> Tensor:
+        return rows if self.words else rows.T
+
+
+def _embedding(module: nn.Module) -> _Embedding | None:
+    """The word embedding, or else the first convolution; None where there is neither."""
+    from torch import nn
 
     get = getattr(module, "get_input_embeddings", None)
-    found = get() if get else next((m for m in module.modules() if isinstance(m, torch.nn.Embedding)), None)
-    if found is None:
-        raise InputError("the model has no embedding of tokens; set rank to 0.")
-    return found.weight
+    try:
+        found = get() if get else None
+    except (NotImplementedError, AttributeError):
+        found = None  # an image model of transformers may have none that it knows of
+    parts = [found] if isinstance(found, nn.Embedding) else list(module.modules())
+    for kind in (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        for part in parts:
+            if isinstance(part, kind):
+                return _Embedding(part, kind is nn.Embedding)
+    return None
 
 
-def _read_directions(base: Model, task: Task) -> tuple[Float[Tensor, "d d"], Tensor]:
-    """Σ gᵀg over tokens and logits, g the gradient of a centred logit by the token's embedding; and which rows of the
-    embedding the training examples use."""
+def _read_directions(base: Model, task: Task) -> Float[Tensor, "d d"]:
+    """Σ gᵀg over places and logits, g the gradient of a centred logit by the embedding's output."""
     import numpy as np
     import torch
 
-    module, E = base.module, _words(base.module)
-    used = torch.zeros(len(E), dtype=torch.bool)
-    G = torch.zeros(E.shape[1], E.shape[1], dtype=torch.float64)
+    module = base.module
+    embedding = _embedding(module)
+    assert embedding is not None
+    layer = embedding.layer
+    device = layer.weight.device
+    G = torch.zeros((), dtype=torch.float64)
     held: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         held.append(output.detach().requires_grad_())
         return held[-1]
 
-    layer = next(m for m in module.modules() if isinstance(m, torch.nn.Embedding) and m.weight is E)
     hook = layer.register_forward_hook(keep)
+    was_training = module.training
+    module.eval()
     try:
         for start in range(0, min(_SAMPLE, len(task.train)), 32):
             rows = np.arange(start, min(start + 32, len(task.train)))
-            batch = {n: v.to(E.device) for n, v in task.encode(task.train.take(rows), base).items()}
+            batch = {n: v.to(device) for n, v in task.encode(task.train.take(rows), base).items()}
             held.clear()
             with torch.enable_grad():
                 logits = task.logits(module, batch).float()
                 centred = logits - logits.mean(-1, keepdim=True)
                 for label in range(centred.shape[1]):
                     (g,) = torch.autograd.grad(centred[:, label].sum(), held[0], retain_graph=True)
-                    g = g.flatten(0, 1).double().cpu()
-                    G += g.T @ g
+                    # A convolution's channels stand second.
+                    g = (g if embedding.words else g.movedim(1, -1)).flatten(0, -2).double().cpu()
+                    G = G + g.T @ g
     finally:
         hook.remove()
-    for start in range(0, len(task.train), 256):
-        rows = np.arange(start, min(start + 256, len(task.train)))
-        used[task.encode(task.train.take(rows), base)["input_ids"].unique()] = True
-    return G, used
+        module.train(was_training)
+    return G
+
+
+def _used(base: Model, task: Task, pool: np.ndarray, words: int) -> Bool[Tensor, " n"]:
+    """Which of the embedding's rows the inputs use; texts are cut only by the windows that are made of them."""
+    import torch
+
+    used = torch.zeros(words, dtype=torch.bool)
+    tokenizer = base.tokenizer
+    for start in range(0, len(pool), 256):
+        some = list(pool[start : start + 256])
+        columns = (
+            [list(column) for column in zip(*some, strict=True)] if isinstance(some[0], tuple) else [some]
+        )
+        for ids in tokenizer(*columns, verbose=False)["input_ids"]:
+            used[torch.tensor(ids)] = True
+    return used

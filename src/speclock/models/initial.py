@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -43,6 +44,17 @@ def fresh(module: nn.Module, seed: int, build: Callable[[], nn.Module] | None = 
             new = copied(module, lambda _, tensor: tensor.cpu())
             reset_(new)
     return matching(new, module).train(module.training)
+
+
+def named_noise(name: str, like: torch.Tensor, deviation: float, seed: int) -> torch.Tensor:
+    """Noise for the parameter of that name, normal, in the shape and dtype of ``like`` and on its device.
+
+    Each name has a stream of its own: what is drawn for one parameter does not follow from the seed that torch would
+    initialise the model with, nor from what other parameters there are.
+    """
+    number = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]) >> 1
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(like.shape, generator=generator).mul_(deviation).to(like)
 
 
 def reset_(module: nn.Module, family: PreTrainedModel | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,18 @@ class Augmented:
     up to an eighth of its side, or the mean of two of those.
     """
 
-    def __init__(self, task: Task, seed: int) -> None:
+    def __init__(self, task: Task, seed: int, inputs: np.ndarray | None = None) -> None:
+        """``inputs`` are made into others; the task's training inputs if nothing is said."""
         self.task = task
+        self.inputs = task.train.inputs if inputs is None else inputs
         self.rng = np.random.default_rng(seed)
 
     def batch(self, n: int, encoder: Encoder) -> Batch:
-        """``n`` inputs as the encoder is fed; their labels are those of the first parent, and mean nothing."""
-        rows = self.rng.integers(len(self.task.train), size=(2, n))
-        one, other = (self.task.train.take(r) for r in rows)
+        """``n`` inputs as the encoder is fed; their labels are zeros, and mean nothing."""
+        one, other = (self.inputs[rows] for rows in self.rng.integers(len(self.inputs), size=(2, n)))
         make = self._texts if self.task.modality == "text" else self._images
-        return self.task.encode(Examples(make(one.inputs, other.inputs), one.labels), encoder)
+        # A task keeps what it has encoded, and what is made here does not come again.
+        return replace(self.task).encode(Examples(make(one, other), np.zeros(n, dtype=np.int64)), encoder)
 
     def _texts(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         made = np.empty(len(one), dtype=object)

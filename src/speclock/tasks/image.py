@@ -273,6 +273,23 @@ def from_folder(folder: Path, name: str | None = None) -> ImageClassification:
     )
 
 
+def images_in(folder: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n h w c"]:
+    """Every image that lies in ``folder`` itself, brought to ``shape`` (height, width, channels).
+
+    Raises :class:`InputError` that names the folder or the file.
+    """
+    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise InputError(
+            f"{folder}: no image in it. Put images there, or folders of images, one for each class."
+        )
+    height, width, channels = shape
+    mode = "L" if channels == 1 else "RGB"
+    images = [_read_image(p).convert(mode).resize((width, height), Image.Resampling.BILINEAR) for p in paths]
+    stacked = np.stack([np.asarray(image) for image in images])
+    return stacked[..., None] if channels == 1 else stacked
+
+
 def _read_image(path: Path) -> Image.Image:
     """The image as ``L`` or ``RGB``, fully decoded."""
     try:

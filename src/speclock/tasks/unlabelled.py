@@ -1,0 +1,42 @@
+"""Inputs without labels, for a teacher to label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from speclock import tasks
+from speclock.errors import InputError
+from speclock.tasks.base import Task
+from speclock.tasks.image import images_in
+from speclock.tasks.text import texts
+
+
+def inputs_of(spec: str, like: Task) -> np.ndarray:
+    """What ``spec`` holds, in the form of the inputs of ``like``.
+
+    A ``.txt`` with a text in each line, a folder of images, or any task's specification, whose training inputs are
+    taken and whose labels are not looked at. Raises :class:`InputError` where they are of another kind or size.
+    """
+    path = Path(spec)
+    if path.suffix.lower() == ".txt":
+        if not path.is_file():
+            raise InputError(f"{path}: no such file.")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        found = texts([line for line in lines if line])
+        if len(found) == 0:
+            raise InputError(f"{path}: it is empty. Give it a text in each line.")
+        kind = "text"
+    elif path.is_dir() and not any(inside.is_dir() for inside in path.iterdir()):
+        found, kind = images_in(path, like.train.inputs.shape[1:]), "image"
+    else:
+        task = tasks.load(spec)
+        found, kind = task.train.inputs, task.modality
+    if kind != like.modality:
+        raise InputError(f"{spec} is made of {kind}s, but {like.name} of {like.modality}s.")
+    one, other = (x[0] if kind == "text" else x.shape[1:] for x in (found, like.train.inputs))
+    if (type(one) is not type(other)) if kind == "text" else one != other:
+        what = "a pair of texts is asked for, or a single one" if kind == "text" else f"{one} is not {other}"
+        raise InputError(f"the inputs of {spec} are not like those of {like.name}: {what}.")
+    return found
