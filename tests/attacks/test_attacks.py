@@ -14,6 +14,7 @@ from speclock.attacks import ATTACKS
 from speclock.attacks.base import Attack, InapplicableError, Outcome, Scene, Status, log_spaced
 from speclock.attacks.finetune import spectral_rates
 from speclock.models import Model, fingerprint
+from speclock.models.initial import named_noise
 from speclock.optimizers import OPTIMIZERS
 from speclock.recipe import TrainingRecipe
 from speclock.spectra import weight_matrices
@@ -50,6 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reset-units": {},
     "kick": {"kick_factor": 3.0},
     "average": {},
+    "subtract-noise": {"seeds": 5},
 }
 
 
@@ -66,7 +68,7 @@ def attack(request: pytest.FixtureRequest) -> Attack:
 
 
 def test_contract(attack: Attack, base: Model, digits: Task, silhouettes: Task) -> None:
-    target = compensated(base, 10.0) if attack.name == "fuse" else base
+    target = {"fuse": compensated, "subtract-noise": noised}.get(attack.name, Model.copy)(base)
     before = fingerprint(target)
     steps = 1 if attack.name == "probe" else STEPS  # it takes no optimizer step, and is scored once
     known = {"retain": digits, "public": base, "siblings": (base,)}
@@ -156,7 +158,7 @@ def test_differences_of_the_loss_train_a_head(small: Model, digits: Task) -> Non
     assert outcome.best >= REACHED, "forward passes alone teach the old features a new head"
 
 
-def compensated(base: Model, factor: float) -> Model:
+def compensated(base: Model, factor: float = 10.0) -> Model:
     """The base with its widest layer's σ raised and a layer behind it that lowers them again."""
     model = base.copy()
     layer = model.module.get_submodule("mlp.0")
@@ -172,6 +174,16 @@ def compensated(base: Model, factor: float) -> Model:
         layer.bias.zero_()
     model.module.mlp[0] = nn.Sequential(layer, undo)  # type: ignore[index]
     model.build = None
+    return model
+
+
+def noised(base: Model) -> Model:
+    """The base with a fifth of its matrices drawn anew as `undo` does, by a seed that is easily guessed."""
+    model = base.copy()
+    with torch.no_grad():
+        for name, p in model.module.named_parameters():
+            if p.ndim > 1:
+                p.lerp_(named_noise(name, p, float(p.std()), 3), 0.2)
     return model
 
 

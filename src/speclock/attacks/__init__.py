@@ -27,6 +27,10 @@ ATTACKS = Registry(
             "speclock.attacks.unshrink:UndoShrinkage",
             "singular values denoised and weights rescaled, as shrink-and-perturb calls for",
         ),
+        "subtract-noise": (
+            "speclock.attacks.subtract:SubtractNoise",
+            "a lock's noise found by its seed, and taken out",
+        ),
         "reset-units": ("speclock.attacks.reset:ResetUnits", "dead, saturated and cloned units drawn anew"),
         "kick": ("speclock.attacks.kick:Kick", "a few large steps, then small ones"),
         "average": ("speclock.attacks.average:Average", "averaged with other releases of the same base"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -95,6 +95,8 @@ class Scene(NamedTuple):
     """A task of the kind of data that the released model was made for, with its labels."""
     siblings: tuple[Model, ...] = ()
     """Other releases of the same base."""
+    card: Mapping[str, Any] | None = None
+    """The lock card, where the released model has one."""
 
 
 class Attacked(NamedTuple):
@@ -175,6 +177,7 @@ class Attack(ABC):
         retain: Task | None = None,
         public: Model | None = None,
         siblings: tuple[Model, ...] = (),
+        card: Mapping[str, Any] | None = None,
         due: Sequence[int] | None = None,
         watch: Watch | None = None,
         keep: float | None = None,
@@ -200,7 +203,7 @@ class Attack(ABC):
             attacked = model.copy() if own else model.with_head(task.labels, self.seed)
             # In a pure half precision, steps below 2⁻⁹ of a weight are lost, which any attacker avoids.
             attacked = attacked.in_fp32()
-            scene = Scene(model, task, steps, public, retain, siblings)
+            scene = Scene(model, task, steps, public, retain, siblings, card)
             first = self.unlabelled(steps)
             self.prepare_(attacked, scene)
             # Before its first step a fresh head answers at random; there is nothing to score yet.

@@ -117,6 +117,7 @@ def audit(
             budget=budget,
             seeds=seeds,
             siblings=siblings,
+            card=claimed.card,
             kept=KeptRuns(targets.folders, _bound(targets, attack, retain, claimed.card, siblings)),
         )
         record = Record(
@@ -274,7 +275,7 @@ def _bound(
         "public": [public, recipe, retain.digest()],
         "student": [base.fingerprint, retain.digest(), public],
         "control": [base.fingerprint, retain.digest(), public, card],
-        "locked": [locked.fingerprint, base.fingerprint, retain.digest(), public, others],
+        "locked": [locked.fingerprint, base.fingerprint, retain.digest(), public, others, card],
     }
     return {name: [*common, *what] for name, what in bound.items()}
 

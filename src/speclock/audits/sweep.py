@@ -12,6 +12,7 @@ from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import RunRecord
 from speclock.environment import environment
 from speclock.errors import InputError
+from speclock.locks.card import Card
 from speclock.models import Model, fingerprint
 from speclock.tasks.base import Task
 
@@ -53,6 +54,7 @@ def tried(
     *,
     public: Model | None = None,
     siblings: tuple[Model, ...] = (),
+    card: Card | None = None,
     retain: Task | None = None,
 ) -> Iterator[RunRecord]:
     """Each attack's run on ``model``; those that a killed sweep had finished come from ``folder``.
@@ -64,7 +66,15 @@ def tried(
         run = kept.get("attacked", attack)
         if run is None:
             done = _carried_out(
-                model, task, attack, steps, public=public, siblings=siblings, retain=retain, quoted=False
+                model,
+                task,
+                attack,
+                steps,
+                public=public,
+                siblings=siblings,
+                card=card,
+                retain=retain,
+                quoted=False,
             )
             run = _record(attack, steps, done, "search")
             kept.put(run, attack)

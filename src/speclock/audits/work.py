@@ -24,6 +24,7 @@ from speclock.audits.targets import Targets
 from speclock.audits.workers import workers
 from speclock.environment import has_bf16, ran_out_of_memory
 from speclock.errors import InputError
+from speclock.locks.card import Card
 from speclock.tasks.base import Task
 
 KEPT_WITHIN = 0.05
@@ -54,6 +55,8 @@ class Work:
     budget: int
     seeds: int
     siblings: tuple[Any, ...]
+    card: Card | None
+    """What the locked folder says of itself, to any attacker too."""
     kept: KeptRuns
     keep: float | None = None
     """What the tasks beside must score for an evaluation to count; None until the base's own search is done."""
@@ -208,6 +211,7 @@ class Work:
                 public=self.targets.public,
                 # What was not released several times over averages to itself.
                 siblings=self.siblings if target == "locked" else (model,) * len(self.siblings),
+                card=self.card if target == "locked" else None,
                 keep=self.keep,
                 quoted=quoted,
                 # What an attack costs of utility is asked of the released model.

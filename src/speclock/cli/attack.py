@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from speclock.cli.options import (
     reading_options,
 )
 from speclock.errors import InputError
+
+if TYPE_CHECKING:
+    from speclock.locks.card import Card
 
 
 @click.command("attack")
@@ -107,6 +110,7 @@ def command(
             scene: dict[str, Any] = {
                 "public": None if public_base is None else load_model(public_base, device),
                 "siblings": tuple(load_model(sibling, device, labels) for sibling in siblings),
+                "card": _card(Path(model)),
                 "retain": None if retain_task is None else tasks.load(retain_task, reading).fitted_to(target),
             }
             runs = []
@@ -132,6 +136,16 @@ def command(
         else "no run has a score"
     )
     click.echo(f"{out / 'attack.json'}: {found}; chance is {chance:.1%}.")
+
+
+def _card(folder: Path) -> Card | None:
+    """What a locked folder says of itself; what cannot be read says nothing."""
+    from speclock.locks.card import CardError, read_card
+
+    try:
+        return read_card(folder)
+    except CardError:
+        return None
 
 
 def _numbers(texts: tuple[str, ...]) -> list[float]:
