@@ -52,6 +52,20 @@ def test_every_format_gives_the_same_task(suffix: str, tmp_path: Path) -> None:
     assert list(task.train.inputs) == list(jsonl.train.inputs)
 
 
+def test_nothing_is_scored_on_what_it_was_trained_on(tmp_path: Path) -> None:
+    task = from_file(write(tmp_path / "twice.jsonl", [*ROWS, *ROWS]))
+    texts = [*task.train.inputs, *task.test.inputs]
+    assert len(texts) == len(set(texts)) == len(ROWS)
+    rows = [{**row, "split": split} for row in ROWS[:12] for split in ("train", "test")]
+    rows = [
+        row for i, row in enumerate(rows) if i % 8 not in (1, 3)
+    ]  # half of the training texts stand in test too
+    split = from_file(write(tmp_path / "split.jsonl", rows))
+    assert not set(split.train.inputs) & set(split.test.inputs)
+    assert len(split.test) == 6
+    assert len(split.train) == 6
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_integer_labels_are_in_numerical_order(suffix: str, tmp_path: Path) -> None:
     rows = [{"text": str(i) + "x", "label": label} for i, label in enumerate([10, 9, 2, 10, 9, 2])]
@@ -79,7 +93,7 @@ def changed(row: int, **cells: Any) -> list[Row]:
     return rows
 
 
-MISSPELT = [{"text": "t", "text_pair": "u", "lable": i % 2} for i in range(4)]
+MISSPELT = [{"text": f"t {i}", "text_pair": "u", "lable": i % 2} for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -112,22 +126,25 @@ MISSPELT = [{"text": "t", "text_pair": "u", "lable": i % 2} for i in range(4)]
             "label 'maybe' has a single example (line 5); a label needs two, one to train and one to test. "
             "Add examples, or remove it.",
         ),
-        ([{"text": "t", "label": "a"}] * 3, "every row has the label 'a'; a task needs at least two labels."),
+        (
+            [{"text": f"t {i}", "label": "a"} for i in range(3)],
+            "every row has the label 'a'; a task needs at least two labels.",
+        ),
         ([], "no rows. Give it a text and a label in each row."),
         (
-            [{"text": "t", "label": i, "split": "dev"} for i in range(4)],
+            [{"text": f"t {i}", "label": i, "split": "dev"} for i in range(4)],
             'line 1 has split \'dev\'; it must be "train" or "test" in every row, or the column left out.',
         ),
         (
-            [{"text": "t", "label": i % 2, "split": "train"} for i in range(4)],
+            [{"text": f"t {i}", "label": i % 2, "split": "train"} for i in range(4)],
             'the column "split" never says test. Add rows, or leave it out.',
         ),
         (
-            [{"text": "t", "label": i, "split": "test" if i == 3 else "train"} for i in range(4)],
+            [{"text": f"t {i}", "label": i, "split": "test" if i == 3 else "train"} for i in range(4)],
             "label '3' is in test but not in train.",
         ),
         (
-            [{"text": "t", "text_pair": "u", "label": 0}, {"text": "t", "label": 1}],
+            [{"text": "t", "text_pair": "u", "label": 0}, {"text": "other", "label": 1}],
             'line 2 has no "text_pair" (found: text, label). Fix the line, or name the column with '
             "--pair-column.",
         ),

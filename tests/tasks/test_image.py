@@ -87,6 +87,16 @@ def draw(path: Path, value: int, mode: str = "L", size: tuple[int, int] = (4, 3)
     Image.new(mode, size, value if mode == "L" else (value,) * 3).save(path)
 
 
+def test_sixteen_bits_a_pixel_become_eight_and_are_not_clipped(tmp_path: Path) -> None:
+    for label, value in (("dark", 5_000), ("light", 40_000)):
+        for i in range(2):
+            path = tmp_path / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), value, dtype=np.uint16)).save(path)
+    task = from_folder(tmp_path)
+    assert {int(image.max()) for image in task.train.inputs} == {5_000 >> 8, 40_000 >> 8}
+
+
 def test_a_folder_per_class_is_split_in_proportion(tmp_path: Path) -> None:
     for i in range(10):
         draw(tmp_path / "cat" / f"{i}.png", i)

@@ -106,7 +106,7 @@ def test_the_classes_cannot_be_told_apart_without_reading() -> None:
     task = tasks.load("jailbreak")
     assert not near(task, 0.5)
     assert np.bincount(task.train.labels).tolist() == [744, 744]
-    assert np.bincount(task.test.labels).tolist() == [185, 185]
+    assert np.bincount(task.test.labels).tolist() == [93, 92]
     assert guess(task, len) < 0.56
     assert guess(task, lambda text: (re.findall(r"\w+", text.lower()) or [""])[0]) < 0.72
     assert guess(task, lambda text: text[-1] if text[-1] in ".!?:" else "") < 0.56

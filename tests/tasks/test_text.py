@@ -87,3 +87,19 @@ def test_a_model_without_tokenizer_is_refused() -> None:
     task = task_of(["a", "b"])
     with pytest.raises(InputError, match="toy is a text task, but the model fake has no tokenizer"):
         task.encode(task.train, FakeEncoder())
+
+
+def test_how_much_of_a_text_is_read_is_part_of_the_data() -> None:
+    from dataclasses import replace
+
+    from speclock.sources import Source
+    from speclock.tasks.base import Examples
+    from speclock.tasks.text import TextClassification, texts
+
+    some = Examples(texts(["a b", "c d"]), np.array([0, 1]))
+    task = TextClassification("t", some, some, ("x", "y"), Source("made", "here"))
+    assert (
+        replace(task, max_length=4).digest()
+        != replace(task, max_length=16).digest()
+        == replace(task, max_length=16).digest()
+    )

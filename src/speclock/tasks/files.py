@@ -39,7 +39,9 @@ def from_file(
 
     Labels are strings or integers; integers are put in numerical, strings in alphabetical order. A column
     ``split`` that says ``train`` or ``test`` in each row is followed; without it the rows are split 80/20,
-    stratified, the same way every time. Raises :class:`InputError`, one line that names file, line and mend.
+    stratified, the same way every time. A text that comes again is left out, and so is a training text that is in
+    the test split: nothing is to be scored on what it was trained on. Raises :class:`InputError`, one line that
+    names file, line and mend.
     """
     if not path.is_file():
         raise InputError(f"{path}: {_missing(path)}")
@@ -77,6 +79,12 @@ def from_file(
     if not rows:
         raise InputError(f"{path}: no rows. Give it a {text_column} and a {label_column} in each row.")
 
+    firsts: dict[tuple[Text, str], int] = {}
+    for i, key in enumerate(zip(rows, splits or [""] * len(rows), strict=True)):
+        firsts.setdefault(key, i)
+    kept = list(firsts.values())
+    rows, labels, places = [rows[i] for i in kept], [labels[i] for i in kept], [places[i] for i in kept]
+    splits = [splits[i] for i in kept] if has_split else []
     names = _order(labels)
     if len(names) < 2:
         raise InputError(f"{path}: every row has the label {names[0]!r}; a task needs at least two labels.")
@@ -85,6 +93,8 @@ def from_file(
     if has_split:
         test_rows = np.array(splits) == "test"
         train, test = np.flatnonzero(~test_rows), np.flatnonzero(test_rows)
+        tested = {rows[row] for row in test}
+        train = np.array([i for i in train.tolist() if rows[i] not in tested], dtype=np.int64)
         for split, part in (("train", train), ("test", test)):
             if len(part) == 0:
                 raise InputError(f'{path}: the column "split" never says {split}. Add rows, or leave it out.')
@@ -93,7 +103,7 @@ def from_file(
             raise InputError(f"{path}: label {names[unseen[0]]!r} is in test but not in train.")
     else:
         counts = np.bincount(examples.labels)
-        for i in np.flatnonzero(counts == 1):
+        for i in np.flatnonzero(counts == 1).tolist():
             raise InputError(
                 f"{path}: label {names[i]!r} has a single example ({places[labels.index(names[i])]}); "
                 "a label needs two, one to train and one to test. Add examples, or remove it."

@@ -294,7 +294,9 @@ def _read_image(path: Path) -> Image.Image:
     """The image as ``L`` or ``RGB``, fully decoded."""
     try:
         with Image.open(path) as image:
-            return image.convert("L" if image.mode in ("1", "L", "I;16", "I") else "RGB")
+            if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
+                return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
+            return image.convert("L" if image.mode in ("1", "L") else "RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image ({error}). Repair or remove the file.") from error
 

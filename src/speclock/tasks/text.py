@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,10 @@ class TextClassification(Task):
     """Each text is tokenised once a tokenizer; that is kept beside its texts, so that its id stays its."""
 
     modality: ClassVar[Modality] = "text"
+
+    def digest(self) -> str:
+        """As of any task, and over how much of a text is read."""
+        return hashlib.sha256(f"{super().digest()} {self.max_length}".encode()).hexdigest()
 
     def encode(self, examples: Examples, encoder: Encoder) -> Batch:
         """``input_ids``, ``attention_mask`` and what else the tokenizer gives: int64, (b, longest row)."""
