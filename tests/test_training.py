@@ -107,6 +107,26 @@ def test_divergence_is_a_status_and_leaves_the_weights_before_it(dropping: Model
     assert not any(step.diverged for step in steps[:-1])
 
 
+def test_a_batch_that_overflows_is_skipped_where_that_is_asked_for(dropping: Model, digits: Task) -> None:
+    """One in nine batches holds an example that no gradient can be taken of."""
+    calls = 0
+
+    def loss(module: torch.nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return digits.loss(module, batch) * (math.inf if calls % 9 == 2 else 1)
+
+    ends = {}
+    for skips in (False, True):
+        calls, model = 0, dropping.copy()
+        steps = list(fit(model, digits, Recipe(lr=1e-3), steps=20, loss=loss, skips=skips))
+        ends[skips] = (steps[-1].index, steps[-1].diverged)
+        assert all(p.isfinite().all() for p in model.module.parameters())
+    assert ends == {False: (2, True), True: (20, False)}
+    blown = list(fit(dropping.copy(), digits, Recipe(optimizer="sgd", lr=1e30), steps=50, skips=True))
+    assert blown[-1].diverged
+
+
 def test_accumulation_is_one_larger_batch(digits: Task) -> None:
     from speclock import wrap
 

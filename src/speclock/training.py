@@ -106,6 +106,7 @@ def fit(
     rates: Mapping[str, float] | None = None,
     carried: tuple[Stateful, ...] = (),
     checkpoint: Checkpoint | None = None,
+    skips: bool = False,
     title: str = "training",
 ) -> Iterator[Step]:
     """Train ``learner.module`` in place and yield a :class:`Step` before the first and after each of ``steps`` steps.
@@ -124,7 +125,9 @@ def fit(
     A step for which memory runs out is taken again with its batches halved, as often as it takes, the gradient
     being the same sum; the loop stays at the smaller size. RuntimeError where a single example is too much.
 
-    A step whose loss or gradient is not finite is yielded with ``diverged`` set, not taken, and is the last.
+    A step whose loss or gradient is not finite is yielded with ``diverged`` set, not taken, and is the last. With
+    ``skips`` examples whose loss is not finite are left out of their batch, as whoever watches the loss would, and
+    steps that are not finite even so are passed over, but for the third in a row and for those beyond a quarter.
     """
     module = learner.module
     accelerator = _accelerator(recipe.precision, next(module.parameters()).device)
@@ -168,10 +171,27 @@ def fit(
             value += weighted.item()
         return value
 
+    def backward_where_finite() -> float:
+        """As ``backward``, of those examples alone whose loss is finite; NaN where there is none."""
+        optimizer.zero_grad()
+        rows = [row for batch in micro_batches for row in _parts(batch, len(batch["labels"]))]
+        with torch.no_grad(), accelerator.autocast():
+            finite = [row for row in rows if math.isfinite(loss(model, row).item())]
+        value = 0.0 if finite else math.nan
+        for row in finite:
+            with accelerator.autocast():
+                weighted = loss(model, row) / len(finite)
+            accelerator.backward(weighted)
+            value += weighted.item()
+        return value
+
     def gradients() -> float:
         """Leave this step's clipped gradient in ``.grad``; the mean loss, NaN where either is not finite."""
         progress.passes += 1
         value = progress.halving(backward, most=max(len(batch["labels"]) for batch in micro_batches))
+        if skips and not math.isfinite(value) and needs is not Needs.GRAPH:
+            progress.passes += 1
+            value = backward_where_finite()
         if add_gradient_ is not None:
             accelerator.unscale_gradients()
             add_gradient_()
@@ -187,17 +207,22 @@ def fit(
             micro_batches = [next(batches) for _ in range(recipe.accumulate)]
             with _double_differentiable(needs):
                 value = forward() if needs is Needs.LOSS else gradients()
-                if not math.isfinite(value):
+                taken = math.isfinite(value)
+                progress.note(taken)
+                if not taken and not (skips and progress.may_skip):
                     yield Step(progress.step + 1, value, diverged=True, passes=progress.passes)
                     return
                 match needs:
+                    case _ if not taken:
+                        optimizer.zero_grad()
                     case Needs.LOSS:
                         optimizer.step(forward)
                     case Needs.CLOSURE:
                         optimizer.step(gradients)
                     case _:
                         optimizer.step()
-            scheduler.step()
+            if taken:
+                scheduler.step()
             progress.step += 1
             bar.set_postfix_str(f"loss {value:.3g}", refresh=False)
             bar.update()
@@ -256,6 +281,20 @@ class _Progress:
     parts: int = 1
     """Into how many parts memory forces each batch."""
     resumed: bool = False
+    skipped: int = 0
+    """Steps so far whose loss or gradient was not finite."""
+    in_a_row: int = 0
+    """How many of them came last."""
+
+    def note(self, taken: bool) -> None:
+        """Count a step that was, or could not be, taken."""
+        self.skipped += not taken
+        self.in_a_row = 0 if taken else self.in_a_row + 1
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether so few of the steps were not finite that it is the batch, and not the weights."""
+        return self.in_a_row < 3 and self.skipped <= 1 + (self.step + 1) // 4
 
     def halving(self, backward: Callable[[], float], *, most: int) -> float:
         """``backward()``, with twice as many parts each time that memory runs out, up to ``most``."""
@@ -269,10 +308,11 @@ class _Progress:
             release_memory()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "passes": self.passes, "parts": self.parts}
+        return {name: getattr(self, name) for name in ("step", "passes", "parts", "skipped", "in_a_row")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.passes, self.parts = state["step"], state["passes"], state["parts"]
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 class _Shuffled(Sampler[list[int]]):

@@ -108,7 +108,11 @@ def test_an_answer_that_is_not_finite_is_none_and_wrong() -> None:
     task, encoder = task_of(np.arange(20) % 2), FakeEncoder(module=Overflowing())
     answers = task.answers(encoder)
     assert (answers == NO_ANSWER).sum() == 1
-    assert math.isnan(task.score(encoder))
+    three = task_of(np.arange(6) % 2)
+    assert math.isnan(three.score(encoder)), "one of six is more than a tenth"
+    many = task_of(np.arange(200) % 2)
+    assert (many.answers(encoder, batch_size=200) == NO_ANSWER).sum() == 1
+    assert 0 < many.score(encoder, batch_size=200) == many.measured(many.answers(encoder, batch_size=200))
     right = np.where(answers == NO_ANSWER, NO_ANSWER, task.test.labels)
     assert task.measured(right) == 1 - 1 / len(task.test)
 

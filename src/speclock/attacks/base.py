@@ -195,7 +195,7 @@ class Attack(ABC):
         """
         if steps < 1:
             raise InputError(f"steps is {steps}; an attack needs a budget of at least 1.")
-        from speclock.tasks.base import NO_ANSWER
+        from speclock.tasks.base import broken
 
         task = task.divided()
         with Meter() as meter:
@@ -214,7 +214,7 @@ class Attack(ABC):
             if outcome.status is Status.OK:
                 if quoted:
                     answers = task.answers(attacked)
-                    if (answers != NO_ANSWER).all():
+                    if not broken(answers):
                         outcome.answers, outcome.test = answers.tolist(), task.measured(answers)
                     outcome.beside = {name: other.score(attacked) for name, other in task.beside.items()}
                 if utility and retain is not None:
@@ -301,7 +301,9 @@ class _Judge:
         outcome = self.outcome
         score = self.task.score(self.model, "validation")
         if math.isnan(score):
-            self._ended(Status.DIVERGED, f"answers are not finite after step {index}")
+            self._ended(
+                Status.DIVERGED, f"more than a tenth of the answers are not finite after step {index}"
+            )
             return True
         outcome.curve.append((index, score))
         beside = {name: other.score(self.model, "validation") for name, other in self.task.beside.items()}

@@ -85,7 +85,7 @@ def imitation(student: Model, teacher: Model, task: Task, recipe: Recipe, steps:
         return ((found - wanted) ** 2).mean() / wanted.var(dim=0, unbiased=False).mean().clamp_min(1e-12)
 
     student.module.requires_grad_(True)
-    yield from fit(student, task, recipe, steps=steps, loss=loss, title="imitation")
+    yield from fit(student, task, recipe, steps=steps, loss=loss, skips=True, title="imitation")
 
 
 def features(module: nn.Module, task: Task, batch: dict[str, torch.Tensor]) -> torch.Tensor:

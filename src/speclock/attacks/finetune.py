@@ -122,6 +122,7 @@ class FineTune(Recipe, Attack):
             steps=scene.steps,
             rates=self._rates(model.module),
             add_gradient_=self._noise(model.module) if self.temperature else None,
+            skips=True,
             title=self.name,
         )
 

@@ -57,6 +57,6 @@ class Heal(FineTune):
         # Without a fresh head, the head is healed too.
         patient = model if model.labels == scene.released.labels else model.with_head_of(scene.released)
         patient.module.float().requires_grad_(True)
-        yield from fit(patient, scene.retain, self, steps=self.healing, title="healing")
+        yield from fit(patient, scene.retain, self, steps=self.healing, skips=True, title="healing")
         if patient is not model:
             model.module = patient.with_head_of(model).module

@@ -76,7 +76,7 @@ class LoRA(FineTune):
         heads = tuple(f"{name}." for name in head_names(model.module))
         for name, p in model.module.named_parameters():
             p.requires_grad_("lora_" in name or name.startswith(heads))
-        yield from fit(model, scene.task, self, steps=scene.steps, title=self.name)
+        yield from fit(model, scene.task, self, steps=scene.steps, skips=True, title=self.name)
 
     def finish_(self, model: Model) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer

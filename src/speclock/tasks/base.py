@@ -427,9 +427,9 @@ class Task(ABC):
         return nn.functional.cross_entropy(self.logits(module, batch).float(), batch["labels"])
 
     def score(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> float:
-        """The metric of a model's answers over a split; NaN where one of them is not finite."""
+        """The metric of a model's answers over a split; NaN where the model has broken down: see :func:`broken`."""
         answers = self.answers(model, split, batch_size)
-        return math.nan if (answers == NO_ANSWER).any() else self.measured(answers, split)
+        return math.nan if broken(answers) else self.measured(answers, split)
 
     def measured(self, answers: Int[np.ndarray, " n"], split: Split = "test") -> float:
         """The metric of these answers to a split's examples; :data:`NO_ANSWER` is a wrong one."""
@@ -461,6 +461,11 @@ class Task(ABC):
         finally:
             module.train(was_training)
         return torch.cat(found).numpy()
+
+
+def broken(answers: Int[np.ndarray, " n"]) -> bool:
+    """Whether more than a tenth of the answers are none: fewer are as many wrong ones, for whoever uses the model."""
+    return bool((answers == NO_ANSWER).mean() > 0.1)
 
 
 def in_parts(answer: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
