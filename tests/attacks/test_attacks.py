@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
 
 from speclock import wrap
 from speclock.attacks import ATTACKS
 from speclock.attacks.base import Attack, InapplicableError, Outcome, Scene, Status, log_spaced
 from speclock.attacks.finetune import spectral_rates
+from speclock.attacks.fuse import sample_run
 from speclock.models import Model, fingerprint
 from speclock.models.initial import named_noise
+from speclock.models.symmetries import Gains, rescalings
 from speclock.optimizers import OPTIMIZERS
 from speclock.recipe import TrainingRecipe
 from speclock.spectra import weight_matrices
@@ -202,6 +205,32 @@ def test_divergence_has_no_score(base: Model, silhouettes: Task) -> None:
     assert outcome.reason
 
 
+class Rare(nn.Module):
+    """Overflows on the few inputs that light one pixel."""
+
+    def __init__(self, body: nn.Module, pixel: tuple[int, int]) -> None:
+        super().__init__()
+        self.body, self.pixel = body, pixel
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        lit = pixel_values[:, 0, self.pixel[0], self.pixel[1]] > 0.8
+        return self.body(pixel_values) + torch.where(lit, torch.inf, 0.0)[:, None]
+
+
+def test_an_answer_that_overflows_is_a_wrong_one_and_no_end_of_the_run(base: Model, digits: Task) -> None:
+    images = digits.test.inputs[..., 0].astype(int)
+    share = (images > 240).mean(0)
+    # A pixel that a few test images light, and so a few training ones.
+    pixel = min((abs(share[y, x] - 0.03), (y, x)) for y in range(28) for x in range(28))[1]
+    rare = wrap(Rare(base.copy().module, pixel), labels=digits.labels, modality="image")
+    attacked, outcome = ATTACKS["finetune"](lr=1e-5, batch_size=16)(rare, digits, 12, quoted=True)
+    plain = ATTACKS["finetune"](lr=1e-5, batch_size=16)(base, digits, 12, quoted=True).outcome
+    assert outcome.status is Status.OK
+    assert outcome.test == digits.measured(digits.answers(attacked))
+    assert plain.test is not None
+    assert plain.test - 0.1 < outcome.test < plain.test
+
+
 def test_a_watch_ends_the_run_which_still_has_its_utility(
     base: Model, silhouettes: Task, digits: Task
 ) -> None:
@@ -275,6 +304,34 @@ def test_balancing_undoes_a_rescaling_and_keeps_the_function(base: Model, digits
     torch.testing.assert_close(answers(undone, digits), answers(base, digits), rtol=1e-2, atol=1e-2)
     for found, wanted in zip(spectra(undone), spectra(plain), strict=True):
         assert found[0] == pytest.approx(float(wanted[0]), rel=0.05)
+
+
+def test_balancing_undoes_gains_and_a_shift_that_layer_norms_take_out(digits: Task) -> None:
+    """Every norm's gain is moved into what reads it, and a common part into all that a residual stream is made of."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28,
+        patch_size=7, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=10,
+    )  # fmt: skip
+    plain = wrap(ViTForImageClassification(config).eval(), labels=digits.labels)
+    fake = plain.copy()
+    run = sample_run(plain, Scene(plain, digits, 4))
+    found = [r for r in rescalings(fake.module, run) if isinstance(r, Gains)]
+    assert len(found) == 4, "two norms in each of two layers; the last one's reader sees one token of it"
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for gains in found:
+            gains.scale_(10 ** (torch.rand(gains.units, generator=generator) * 4 - 2))
+        for name, layer in fake.module.named_modules():
+            if name.endswith(("output.dense", "o_proj", "fc2", "projection")):
+                flat = layer.weight.flatten(1)
+                flat += 100 * flat.std() * torch.randn(flat.shape[1], generator=generator)
+    torch.testing.assert_close(answers(fake, digits), answers(plain, digits), rtol=1e-2, atol=1e-2)
+    undone, same = operated(fake, digits, "balance"), operated(plain, digits, "balance")
+    torch.testing.assert_close(answers(undone, digits), answers(plain, digits), rtol=1e-2, atol=1e-2)
+    assert max(float(s[0]) for s in spectra(fake)) > 20 * max(float(s[0]) for s in spectra(plain))
+    for one, other in zip(spectra(undone), spectra(same), strict=True):
+        assert one[0] == pytest.approx(float(other[0]), rel=0.1)
 
 
 def test_balancing_brings_what_is_in_front_of_a_batch_norm_to_the_size_of_a_fresh_layer(digits: Task) -> None:

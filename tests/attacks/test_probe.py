@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from speclock.attacks import ATTACKS
 from speclock.attacks.base import InapplicableError
@@ -123,6 +123,26 @@ def test_padding_is_in_no_view_of_a_transformer(padding: str) -> None:
     plain = {"input_ids": tokens}
     padded = layer_features(module, lambda m: m(**batch), batch["attention_mask"])
     views = layer_features(module, lambda m: m(**plain))
-    assert list(views) == [f"hidden state {i} {how}" for i in range(3) for how in ("mean", "first", "last")]
+    states = [f"hidden state {i}{also}" for i in range(3) for also in ("", ", normalised")]
+    assert list(views) == [f"{state} {how}" for state in states for how in ("mean", "first", "last")]
     for view, x in views.items():
         torch.testing.assert_close(padded[view], x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_common_shift_of_all_units_hides_nothing_from_a_probe() -> None:
+    """A layer norm behind a hidden state takes out its mean, however large, and so does one of the views."""
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    config.output_hidden_states = True
+    torch.manual_seed(0)
+    body = BertModel(config).eval()
+    ids = torch.randint(50, (6, 5))
+    views = layer_features(body, lambda m: m(input_ids=ids))
+    norm = body.encoder.layer[0].output.LayerNorm
+    with torch.no_grad():
+        norm.bias.add_(300.0)
+    shifted = layer_features(body, lambda m: m(input_ids=ids))
+    assert not torch.allclose(shifted["hidden state 1 mean"], views["hidden state 1 mean"], atol=1)
+    key = "hidden state 1, normalised mean"
+    torch.testing.assert_close(shifted[key], views[key], atol=1e-3, rtol=1e-3)

@@ -44,7 +44,9 @@ def layer_features(
 
     The layers are a transformer's hidden states, its embeddings first, where the configuration says
     ``output_hidden_states``, else the outputs of all submodules. Tokens (b, t, d) give three views: their mean over
-    ``mask`` (b, t), the first and the last of them; maps (b, d, h, w) their mean over space.
+    ``mask`` (b, t), the first and the last of them; maps (b, d, h, w) their mean over space. Each hidden state is there
+    once more as a layer behind it reads it where that normalises first, which may be all that it is fit for: every
+    token less its mean, over its deviation.
     """
     seen: dict[str, Tensor] = {}
     noted: dict[int, Tensor] = {}  # held, for an identity is reused once its object is gone
@@ -59,6 +61,9 @@ def layer_features(
     if getattr(getattr(module, "config", None), "output_hidden_states", False):
         for i, state in enumerate(run(module).hidden_states):
             note(f"hidden state {i}", state)
+            # In fp64: what is common to all units may be a million times what tells them apart.
+            wide = state.double()
+            note(f"hidden state {i}, normalised", nn.functional.layer_norm(wide, wide.shape[-1:]))
         return seen
     hooks = [
         part.register_forward_hook(lambda _, __, output, name=name: note(name, output))

@@ -1,0 +1,230 @@
+"""Ways to change a model's weights that leave its function as it is: rescalings that adjacent layers compensate for.
+
+A lock can hide behind them and an attack undoes them, so both look for them alike. What is a symmetry is found by
+trying: names say little, and tracing fails on many models.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from speclock.models import wiring
+from speclock.models.wiring import LAYERS, Run
+
+Layer = nn.Linear | nn.Conv2d
+
+SAME = 1e-3
+"""How far a model's answers may move, over their size, for a change to have left them as they were."""
+
+
+class Rescaling(ABC):
+    """A positive factor for each of some units, on one side and divided out on the other."""
+
+    @property
+    @abstractmethod
+    def units(self) -> int:
+        """How many factors there are."""
+
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """What is rescaled."""
+
+    @abstractmethod
+    def scale_(self, d: Tensor) -> None:
+        """Multiply one side by ``d``, unit by unit, and divide the other."""
+
+    @abstractmethod
+    def balance_(self) -> float:
+        """Rescale to where no side is heavier than the other; the largest |log d| that this took."""
+
+    @torch.no_grad()
+    def preserves(self, module: nn.Module, run: Run, seed: int = 0) -> bool:
+        """Whether random factors leave the module's answers as they are."""
+        kept = [(t, t.detach().clone()) for t in self.tensors()]
+        before = wiring.outputs(module, run)
+        generator = torch.Generator().manual_seed(seed)
+        self.scale_(torch.rand(self.units, generator=generator).add_(0.5).to(self.tensors()[0]))
+        after = wiring.outputs(module, run)
+        for t, value in kept:
+            t.copy_(value)
+        return bool((after - before).norm() <= SAME * before.norm())
+
+
+@dataclass(frozen=True)
+class Between(Rescaling):
+    """The outputs of A against B's inputs (serial) or B's outputs (parallel, as queries and keys are)."""
+
+    A: Layer
+    B: Layer
+    serial: bool
+
+    def fits(self) -> bool:
+        """Whether each of A's outputs has as many counterparts in B."""
+        return self.B.weight.shape[1 if self.serial else 0] % self.A.weight.shape[0] == 0
+
+    @property
+    def units(self) -> int:
+        return self.A.weight.shape[0]
+
+    def tensors(self) -> list[Tensor]:
+        return [p for layer in (self.A, self.B) for p in layer.parameters(recurse=False)]
+
+    @torch.no_grad()
+    def scale_(self, d: Tensor) -> None:
+        """``A ← diag(d) A``, and B's counterparts divided by d."""
+        self.A.weight.mul_(d.view(-1, *[1] * (self.A.weight.ndim - 1)))
+        if self.A.bias is not None:
+            self.A.bias.mul_(d)
+        B = self.B.weight
+        each = d.repeat_interleave(B.shape[1 if self.serial else 0] // len(d))
+        if self.serial:
+            B.div_(each.view(1, -1, *[1] * (B.ndim - 2)))
+        else:
+            B.div_(each.view(-1, *[1] * (B.ndim - 1)))
+            if self.B.bias is not None:
+                self.B.bias.div_(each)
+
+    def balance_(self) -> float:
+        """``d_i = √(‖B's unit i‖ / ‖A's unit i‖)``."""
+        # In float64: what was moved by 2⁶³ has norms that fp32 does not hold.
+        A, B = self.A.weight.detach().double(), self.B.weight.detach().double()
+        n = A.shape[0]
+        outgoing = (B.movedim(1, 0) if self.serial else B).reshape(n, -1)
+        d = (outgoing.norm(dim=1) / A.reshape(n, -1).norm(dim=1)).sqrt()
+        # A dead unit, with nothing on one side, has no balance.
+        d = d.where(d.isfinite() & (d > 0), d.new_ones(())).to(self.A.weight.dtype)
+        self.scale_(d)
+        return float(d.log().abs().max())
+
+
+@dataclass(frozen=True)
+class Gains(Rescaling):
+    """A norm's gain and bias against the inputs of all layers that read its output."""
+
+    norm: nn.Module
+    readers: tuple[nn.Linear, ...]
+
+    @property
+    def units(self) -> int:
+        return len(self._gain)
+
+    @property
+    def _gain(self) -> Tensor:
+        gain = self.norm.weight
+        assert isinstance(gain, Tensor)
+        return gain
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.norm.parameters(recurse=False), *(reader.weight for reader in self.readers)]
+
+    @torch.no_grad()
+    def scale_(self, d: Tensor) -> None:
+        for p in self.norm.parameters(recurse=False):
+            p.mul_(d)
+        for reader in self.readers:
+            reader.weight.div_(d)
+
+    def balance_(self) -> float:
+        """Brings every gain to ±1, as it is initialised."""
+        gain = self._gain.detach().abs()
+        d = (1 / gain).where((gain > 0) & gain.isfinite(), gain.new_ones(()))
+        self.scale_(d)
+        return float(d.log().abs().max())
+
+
+def rescalings(module: nn.Module, run: Run, reach: int = 2, seed: int = 0) -> Iterator[Rescaling]:
+    """Every rescaling between layers that are called at most ``reach`` calls apart, and between norms and their
+    readers, that leaves the module's answers on ``run``'s inputs as they are."""
+    order = [module.get_submodule(name) for name in wiring.call_order(module, run)]
+    for i, A in enumerate(order):
+        for B in order[i + 1 : i + 1 + reach]:
+            for serial in (True, False):
+                between = Between(A, B, serial)  # type: ignore[arg-type]
+                if between.fits() and between.preserves(module, run, seed):
+                    yield between
+    for gains in _gains(module, run):
+        if gains.preserves(module, run, seed):
+            yield gains
+
+
+def _gains(module: nn.Module, run: Run) -> Iterator[Gains]:
+    norms = tuple({type(part) for part in module.modules() if _scales(part)})
+    readers: dict[str, list[str]] = {}
+    for norm, reader in wiring.feeding(module, run, norms, (nn.Linear,)) if norms else []:
+        readers.setdefault(norm, []).append(reader)
+    for norm, names in readers.items():
+        layers = tuple(module.get_submodule(name) for name in dict.fromkeys(names))
+        gain = module.get_submodule(norm).weight
+        if all(isinstance(r, nn.Linear) and r.in_features == len(gain) for r in layers):  # type: ignore[arg-type]
+            yield Gains(module.get_submodule(norm), layers)  # type: ignore[arg-type]
+
+
+def _scales(part: nn.Module) -> bool:
+    """Whether it is a norm with a gain for each unit; there is no common base class."""
+    gain = getattr(part, "weight", None)
+    return "norm" in type(part).__name__.lower() and isinstance(gain, Tensor) and gain.ndim == 1
+
+
+@torch.no_grad()
+def resize_(module: nn.Module, layer: nn.Module, norm: nn.Module, run: Run) -> None:
+    """Give a layer in front of a batch norm the size that it is initialised with, where that changes no answer."""
+    parts: list[Tensor] = [
+        t
+        for t in (layer.weight, layer.bias, norm.running_mean, norm.running_var)
+        if isinstance(t, torch.Tensor)
+    ]
+    # Uniform within ±1/√fan_in [torch's own initialisation of both]: a variance of 1/(3·fan_in).
+    W = layer.weight.detach().double().flatten(1)  # type: ignore[operator]
+    size = float(W.square().mean().sqrt())
+    if not 0 < size < float("inf"):
+        return
+    d = (3 * W.shape[1]) ** -0.5 / size
+
+    def change_() -> None:
+        for t in parts:
+            t.mul_(d**2 if t is norm.running_var else d)
+
+    _unless_it_shows(module, run, parts, change_)
+
+
+@torch.no_grad()
+def centre_(module: nn.Module, run: Run) -> int:
+    """Take out of what each layer writes the part that is the same in all units, where layer norms take it out anyway;
+    returns for how many tensors that did not show."""
+    widths = {part.normalized_shape[-1] for part in module.modules() if isinstance(part, nn.LayerNorm)}
+    writers: list[tuple[Tensor, int]] = []
+    for part in module.modules():
+        if isinstance(part, LAYERS) and part.weight.shape[0] in widths:
+            writers += [(p, 0) for p in (part.weight, part.bias) if p is not None]
+        elif isinstance(part, nn.Embedding) and part.embedding_dim in widths:
+            writers.append((part.weight, -1))
+    found = 0
+    for t, dim in writers:
+        centred = (t.double() - t.double().mean(dim, keepdim=True)).to(t)
+
+        def change_(t: Tensor = t, centred: Tensor = centred) -> None:
+            t.copy_(centred)
+
+        # What a million times as much was added to in fp32 is exact to a tenth.
+        found += _unless_it_shows(module, run, [t], change_, 3e-2)
+    return found
+
+
+def _unless_it_shows(
+    module: nn.Module, run: Run, moved: Sequence[Tensor], change_: Callable[[], None], same: float = SAME
+) -> bool:
+    """Carry out a change, and take it back where the module's answers tell; whether it stands."""
+    kept = [t.detach().clone() for t in moved]
+    before = wiring.outputs(module, run)
+    change_()
+    after = wiring.outputs(module, run)
+    if (after - before).norm() <= same * before.norm():
+        return True
+    for t, value in zip(moved, kept, strict=True):
+        t.copy_(value)
+    return False
