@@ -147,6 +147,28 @@ def test_a_parameter_that_nothing_initialises_is_named() -> None:
     assert torch.equal(base.module.scale, torch.full((4,), 2.0))
 
 
+class Buffered(nn.Module):
+    """A module whose features are no parameters."""
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.full((4, 4), 2.0), persistent=persistent)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.linear(pixel_values @ self.features)
+
+
+def test_a_buffer_that_a_checkpoint_holds_may_be_learnt_and_is_not_kept() -> None:
+    with pytest.raises(InputError, match=r"draws features\. .*build="):
+        wrap(Buffered(persistent=True), modality="image").scratch(0)
+    computed = wrap(Buffered(persistent=False), modality="image").scratch(0)
+    assert torch.equal(computed.module.features, torch.full((4, 4), 2.0))
+    normed = wrap(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)), modality="image")
+    normed.module[0].running_mean.fill_(7)
+    assert normed.scratch(0).module[0].running_mean.abs().max() == 0
+
+
 def test_build_makes_what_no_reset_can_and_follows_the_head() -> None:
     base = wrap(Scaled(), modality="image", build=Scaled)
     assert torch.equal(base.scratch(0).module.scale, torch.full((4,), 2.0))

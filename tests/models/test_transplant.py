@@ -332,6 +332,32 @@ def test_an_activation_of_a_plain_module_is_the_bases() -> None:
     assert torch.equal(logits(found.model), logits(base))
 
 
+class Loose(nn.Linear):
+    """A layer with a tensor of its own that is neither a parameter nor a buffer."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__(4, 3)
+        self.size = torch.full((4,), size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * self.size)
+
+
+def test_a_tensor_that_no_checkpoint_holds_is_seen_and_stays_the_locked_models() -> None:
+    def net(size: float) -> Model:
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(3, 4, 8), nn.Flatten(), Loose(size))
+        return wrap(nn.Sequential(*layers).eval(), labels=("a", "b", "c"))
+
+    base, locked, same = net(1.0), net(3.0), net(1.0)
+    found = transplanted(base, locked)
+    assert found.misfit is not None
+    assert "2.size" in found.misfit.key
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(found.model.module(x), locked.module(x))
+    assert transplanted(base, same).misfit is None
+
+
 # -- another architecture ---------------------------------------------------------------------------------
 
 

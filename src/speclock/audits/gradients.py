@@ -41,6 +41,12 @@ def blocked_gradients(model: Model, task: Task) -> list[str] | None:
         return torch.nn.functional.cross_entropy(task.logits(module, batch), batch["labels"])
 
     weights = _spread(weight_matrices(module))
+    # Of a padding word torch gives no gradient, by design.
+    padding = {
+        part.weight: part.padding_idx
+        for part in module.modules()
+        if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None
+    }
     try:
         # Where nothing at all asks for a gradient, the slopes below are compared with zero.
         value = loss()
@@ -54,7 +60,7 @@ def blocked_gradients(model: Model, task: Task) -> list[str] | None:
     generator = torch.Generator().manual_seed(0)
     blocked = []
     for weight, gradient in zip(weights, found, strict=True):
-        along, slopes = _both(weight, gradient, loss, generator)
+        along, slopes = _both(weight, gradient, loss, generator, padding.get(weight.parameter))
         small, large = sorted(slopes, key=abs)
         if not math.isfinite(large) or abs(large - small) > 0.5 * abs(large):
             continue  # rounding, or a bend: no slope to compare with
@@ -76,10 +82,14 @@ def _both(
     gradient: torch.Tensor | None,
     loss: Callable[[], torch.Tensor],
     generator: torch.Generator,
+    left_out: int | None,
 ) -> tuple[float, list[float]]:
-    """The derivative along a random direction, by the backward pass and by central differences of each step size."""
+    """The derivative along a random direction, by the backward pass and by central differences of each step size; a row
+    that is ``left_out`` does not move."""
     p = weight.parameter
     direction = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+    if left_out is not None:
+        direction[left_out] = 0
     direction *= p.norm() / direction.norm() if p.norm() > 0 else 1.0
     kept = p.detach().clone()
     slopes = []

@@ -61,9 +61,16 @@ def reset_(module: nn.Module, family: PreTrainedModel | None = None) -> None:
     """Draw every parameter anew: by every submodule's ``reset_parameters``, children before parents, and then
     by the rules of the Hugging Face ``family`` that the module is a part of.
 
-    Raises :class:`InputError` naming the parameters that neither touches.
+    Buffers that a checkpoint holds count as parameters, since they may be as learnt; others are computed.
+    Raises :class:`InputError` naming what neither touches.
     """
-    parameters = list(module.named_parameters())
+    saved = module.state_dict(keep_vars=True)
+    parameters: list[tuple[str, torch.Tensor]] = list(module.named_parameters())
+    parameters += [
+        (name, buffer)
+        for name, buffer in module.named_buffers()
+        if name in saved and buffer.is_floating_point()
+    ]
     with torch.no_grad():
         # NaN marks what has not been drawn yet; a look at who owns a reset would miss a parent that fills
         # its children, and believe one that forgets a parameter of its own.

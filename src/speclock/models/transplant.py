@@ -107,12 +107,31 @@ def _misfit(base: nn.Module, locked: nn.Module, weights: Mapping[str, Any]) -> D
         ]
         if shapes[0] != shapes[1]:
             return Difference("architecture", name, shapes[0], shapes[1], matters=True)
+    ours, theirs = dict(_loose(base)), dict(_loose(locked))
+    for name in {**ours, **theirs}:
+        one, other = ours.get(name), theirs.get(name)
+        if one is None or other is None or one.shape != other.shape or not torch.equal(one, other.to(one)):
+            return Difference(
+                "architecture",
+                f"{name}, a tensor that no checkpoint holds",
+                _first(one),
+                _first(other),
+                matters=True,
+            )
     first: dict[int, str] = {}
     for name, place in places.items():
         twin = first.setdefault(id(place), name)
         if twin != name and isinstance(place, Tensor) and not torch.equal(weights[name], weights[twin]):
             return Difference("architecture", name, f"tied to {twin}", "untied", matters=True)
     return None
+
+
+def _loose(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that are plain attributes of a submodule, neither parameters nor buffers."""
+    for name, submodule in module.named_modules():
+        for key, value in vars(submodule).items():
+            if isinstance(value, Tensor):
+                yield f"{name}.{key}".lstrip("."), value.detach()
 
 
 def _with_weights(module: nn.Module, weights: Mapping[str, Any]) -> nn.Module:
