@@ -129,13 +129,13 @@ def significant(value: Any) -> str:
 def times(value: Any) -> str:
     """A ratio; a record may hold it as a bound in words.
 
-    >>> times(3.25), times("> 6.7"), times(None)
-    ('3.2×', '> 6.7×', '–')
+    >>> times(3.25), times(0.031), times("> 6.7"), times(None)
+    ('3.2×', '0.031×', '> 6.7×', '–')
     """
     if isinstance(value, str):
         return f"{value.strip().rstrip('×x')}×"
     number = finite(value)
-    return NONE if number is None else f"{number:.1f}×"
+    return NONE if number is None else f"{number:.1f}×" if number >= 0.95 else f"{number:.2g}×"
 
 
 def duration(value: Any) -> str:

@@ -202,7 +202,7 @@ def test_a_card_that_claims_nonsense(judged: Judged, base: Model, locked_card: d
     ):
         claim = Claim.of({**locked_card, **spoilt}, base)
         assert claim.problem, spoilt
-        assert claim.card is claim.lock is None
+        assert (claim.card, claim.stages) == (None, ())
     record, flags = judged(Locked(base.copy(), {**locked_card, "lock": "specdf"}), steps=2)
     assert "specdf" in flags["malformed_card"]
     assert record.locked["card"] is None

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import binom
 
-from speclock.audits.intervals import mean_interval, slowdown_interval, uplift_interval
+from speclock.audits.intervals import Reached, mean_interval, slowdown_interval, uplift_interval
 
 BASE, FLOOR = 0.9, 0.55
 HARD, OWN = 2.0, 1.0
@@ -185,13 +185,22 @@ def test_slowdown_is_covered_with_three_seeds() -> None:
             middle, slowdown = rng.uniform(3, 4), rng.uniform(1, 8)
             base = reached(rng, middle, spreads[0], 1.0)
             locked = reached(rng, middle + np.log(slowdown), spreads[1], 1.0)
-            low, high = slowdown_interval(base, locked, 1e9, spacing=1.0, draws=1000) or (None, None)
+            low, high = slowdown_interval(together(*base), together(*locked), spacing=1.0, draws=1000) or (
+                None,
+                None,
+            )
             assert low is not None
             assert high is not None
             hits += low <= slowdown <= high
         assert plausible(hits, 500, 0.93)
         pooled.append(hits / 500)
     assert 0.93 <= np.mean(pooled) <= 0.97
+
+
+def together(*seeds: float | None, budget: float = 1e9) -> Reached:
+    """Runs whose geometric mean is quoted, where all of them got there."""
+    there = [seed for seed in seeds if seed is not None]
+    return Reached(float(np.exp(np.log(there).mean())) if len(there) == len(seeds) else None, seeds, budget)
 
 
 def test_slowdown_between_evaluations_that_double_is_not_overstated() -> None:
@@ -201,25 +210,37 @@ def test_slowdown_between_evaluations_that_double_is_not_overstated() -> None:
     for _ in range(400):
         middle, slowdown = rng.uniform(3, 4), rng.uniform(1, 8)
         base, locked = (reached(rng, m, 0.02, 2.0) for m in (middle, middle + np.log(slowdown)))
-        low, high = slowdown_interval(base, locked, 1e9, draws=1000) or (None, None)
+        low, high = slowdown_interval(together(*base), together(*locked), draws=1000) or (None, None)
         assert low is not None
         assert high is not None
         hits += low <= slowdown <= high
     assert plausible(hits, 400, 0.93)
-    assert slowdown_interval([8, 8, 8], [32, 32, 32], 64) == (
+    assert slowdown_interval(together(8, 8, 8), together(32, 32, 32)) == (
         pytest.approx(2.6, abs=0.4),
         pytest.approx(6.2, abs=0.8),
     )
 
 
 def test_censored_ends_are_open() -> None:
-    low, high = slowdown_interval([4, 4, 4], [None, None, None], 64) or (0.0, 0.0)
+    def of(base: Reached, locked: Reached) -> tuple[float | None, float | None]:
+        return slowdown_interval(base, locked) or (0.0, 0.0)
+
+    never = together(None, None, None, budget=64)
+    low, high = of(together(4, 4, 4), never)
     assert high is None
     assert low is not None
     assert 8 < low < 16  # at least what 64 steps over 4 would give
-    low, high = slowdown_interval([4, None, 8], [32, 32, 64], 64) or (0.0, 0.0)
+    low, high = of(together(4, None, 8, budget=64), together(32, 32, 64))
     assert low is None
     assert high is not None
-    assert slowdown_interval([4, None, 8], [None, 32, 64], 64) is None
-    assert slowdown_interval([4], [8, 8], 64) is None
-    assert slowdown_interval([], [], 64) is None
+    assert slowdown_interval(together(4, None, 8, budget=64), together(None, 32, 64, budget=64)) is None
+    assert slowdown_interval(together(4), together(8, 8)) is None
+    assert slowdown_interval(Reached(None, [], 64), Reached(None, [], 64)) is None
+
+
+def test_the_interval_holds_what_is_quoted() -> None:
+    """The mean of five curves is there only with the slowest of them."""
+    low, high = slowdown_interval(Reached(1, [1] * 5, 64), Reached(64, [1, 1, 1, 1, 64], 64)) or (None, None)
+    assert low is not None
+    assert high is not None
+    assert low < 64 < high

@@ -339,10 +339,59 @@ def test_families_that_blow_up_on_the_locked_model_alone_are_named_beside_a_prob
     ]
     blown = tried("locked", 0.3, status="diverged")
     flags = {f.name: f.why for f in record([*without("locked", *blown), *probes]).flags}
-    assert "1 of 2 families blew up at every rate" in flags["only_divergence"]
+    assert (
+        "1 of 2 families blew up on the locked model at every rate at which the base learns"
+        in flags["only_divergence"]
+    )
     everywhere = [run for run in sound() if run.family != "adamw" or run.stage != "search"]
     everywhere += [run for target in ("base", "locked") for run in tried(target, 0.3, status="diverged")]
     assert "only_divergence" not in names(record(everywhere))
+
+
+def test_rates_too_low_to_learn_do_not_hide_that_the_others_blew_up() -> None:
+    blown = tried("locked", 0.3, status="diverged")
+    low = [
+        final("locked", [0.26], seed=0, stage="search", test=None, config={"lr": rate})
+        for rate in (1e-6, 1e-5)
+    ]
+    flags = {f.name: f.why for f in record(without("locked", *blown, *low)).flags}
+    assert "1 of 2 families blew up" in flags["only_divergence"]
+
+
+def test_an_attack_that_failed_with_more_steps_does_not_raise_the_bound() -> None:
+    healed = [
+        final("locked", [0.3], seed=seed, attack="heal", points=[(200, 0.3)], first_label=160)
+        for seed in (1, 2, 3)
+    ]
+    plain, more = (record([*sound(), *extra]).summary for extra in ([], healed))
+    for key in ("slowdown", "slowdown_interval", "slowdown_examples", "slowdown_tflops"):
+        assert more[key] == plain[key]
+
+
+def test_a_mean_that_the_slowest_seed_decides_lies_in_its_interval() -> None:
+    fast, slow = [0.9] * 7, [0.25] * 6 + [0.9]
+    runs = [final("locked", slow if seed == 5 else fast, seed=seed) for seed in range(1, 6)]
+    made = record(without("locked", *tried("locked", 0.9), *runs), seeds=5)
+    low, high = made.summary["slowdown_interval"]
+    assert low < made.summary["slowdown"] < high
+
+
+def test_what_is_told_of_a_repair_is_more_than_chance_and_beats_the_floor() -> None:
+    """The best of two searches on 128 examples differ by chance, and what the attacker has anyway repairs nothing."""
+    assert "repair_succeeds" not in names(record([*sound(), *tried("locked", 0.68, attack="clip")]))
+    below = [*attacked("locked", [0.26] * 7), *tried("locked", 0.39, attack="clip")]
+    assert "repair_succeeds" not in names(record(without("locked", *below)))
+
+
+def test_the_last_rate_of_a_search_in_which_nothing_learnt_is_an_edge() -> None:
+    rates = {1e-4: 0.25, 1e-3: 0.27, 1e-2: 0.3, 1e-1: 0.34}
+    searched = [
+        final("locked", [score], seed=0, stage="search", test=None, config={"lr": rate})
+        for rate, score in rates.items()
+    ]
+    finals = [final("locked", [0.34] * 7, seed=seed, config={"lr": 1e-1}) for seed in (1, 2, 3)]
+    made = record(without("locked", *searched, *finals))
+    assert "highest rate tried" in {f.name: f.why for f in made.flags}["edge_of_grid"]
 
 
 def test_a_repair_where_all_plain_runs_blew_up_is_a_repair() -> None:
@@ -452,6 +501,14 @@ PLANTED: dict[str, Record] = {
             "locked",
             *tried("locked", 0.6),
             *[final("locked", LOCKED, test=score, seed=i) for i, score in enumerate([0.45, 0.6, 0.7], 1)],
+        )
+    ),
+    "bad_seeds": record(
+        without(
+            "locked",
+            *attacked("locked", LOCKED),
+            *[final("locked", [0.5] * 7, seed=seed, config={"lr": 1e-4}) for seed in (1, 2)],
+            final("locked", [0.25], seed=3, config={"lr": 1e-4}, status="diverged"),
         )
     ),
     "few_seeds": record(sound(), seeds=1),

@@ -366,3 +366,24 @@ def test_every_family_has_a_name_of_its_own() -> None:
     for suite in (QUICK, STANDARD):
         names = [family.name for family in suite.families]
         assert len(set(names)) == len(names)
+
+
+def test_what_a_module_computes_is_part_of_what_its_floor_is_kept_by(digits: Task) -> None:
+    """Two classes of one name and the same weights, of which one squares what it reads."""
+    from speclock.audits.run import _computes
+
+    def net(power: int) -> Model:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 4, 28)
+                self.head = nn.Linear(4, 10)
+
+            def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+                return self.head(self.conv(pixel_values**power).flatten(1))
+
+        torch.manual_seed(0)
+        return wrap(Net().eval(), labels=digits.labels)
+
+    one, again, other = (_computes(net(power), digits) for power in (1, 1, 2))
+    assert one == again != other

@@ -77,6 +77,14 @@ def test_where_all_diverge_lower_rates_are_tried() -> None:
     assert len(search(around(FineTune, 1e-2), lambda lr: None)) == 8, "down to the lowest, and then no more"
 
 
+@pytest.mark.parametrize("above", [1e-3, 1e-2, 1e-4])
+def test_the_half_decade_below_what_blows_up_is_tried_before_lower_rates(above: float) -> None:
+    """Nothing learns but at the largest rate that does not diverge."""
+    works = float(f"{above / 10**0.5:.1e}")
+    runs = search(around(FineTune, 1e-4), lambda lr: None if lr >= above else 0.9 if lr == works else 0.1)
+    assert runs[works].best == 0.9
+
+
 def test_only_the_search_s_own_end_is_an_edge() -> None:
     runs = search(around(FineTune, 1e-4), lambda lr: 0.5 + 0.01 * math.log10(lr))
     assert max(runs, key=lambda lr: runs[lr].best or 0) == HIGHEST

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from speclock.audits.metrics import WORTH, finals, spread, still_rises, strongest
 from speclock.audits.record import Flag, Record, RunRecord
-from speclock.audits.search import HIGHEST, LOWEST
+from speclock.audits.search import HIGHEST, LOWEST, SEARCH_EXAMPLES, visible
 from speclock.numbers import percent
 
 Raises = Callable[[Record], str | None]
@@ -115,7 +115,9 @@ def edge_of_grid(record: Record) -> str | None:
         if not rates:
             continue
         edge = "only" if len(rates) == 1 else "lowest" if lr == min(rates) else "highest"
-        inside = not record.suite["listed"] and LOWEST < lr < HIGHEST
+        # While nothing has visibly learnt, the search goes only so far beyond the rates that it was given.
+        learnt = record.summary["chance"] + visible(min(SEARCH_EXAMPLES, record.attack_task["validation"]))
+        inside = not record.suite["listed"] and LOWEST < lr < HIGHEST and best.validation > learnt
         if not inside and lr in (min(rates), max(rates)):
             return f"the strongest attack on the {target} model, {best.runs[0].title}, is at the {edge} rate tried"
     return None
@@ -171,24 +173,26 @@ def collapsed(record: Record) -> str | None:
 
 def only_divergence(record: Record) -> str | None:
     """Sweep lower learning rates and clip gradients: a run that blew up is no evidence that training is slow."""
-    statuses: dict[str, dict[str, list[str]]] = {}
+    learnt = record.attack_task["chance"] + visible(min(SEARCH_EXAMPLES, record.attack_task["validation"]))
+    families: dict[str, dict[str, dict[float, RunRecord]]] = {}
     for run in record.runs:
         # A probe takes no step that could blow up.
         if run.stage == "search" and run.target in ("base", "locked") and run.kind != "probe":
-            statuses.setdefault(run.family, {}).setdefault(run.target, []).append(run.status)
-    found = {
-        family: by_target["locked"]
-        for family, by_target in statuses.items()
-        if "ok" in by_target.get("base", ["ok"])
-        and "ok" not in by_target.get("locked", ["ok"])
-        and "diverged" in by_target["locked"]
-    }
+            of = families.setdefault(run.family, {"base": {}, "locked": {}})
+            of[run.target][run.config.get("lr", 0.0)] = run
+    found = []
+    for family, of in families.items():
+        # What learns nothing on the base needs no divergence to learn nothing.
+        useful = {rate for rate, run in of["base"].items() if (run.best or 0.0) > learnt}
+        diverged = {rate for rate, run in of["locked"].items() if run.status == "diverged"}
+        ran = useful & of["locked"].keys()
+        if ran and ran <= diverged and not any((run.best or 0.0) > learnt for run in of["locked"].values()):
+            found.append(family)
     if not found:
         return None
-    runs = sum(map(len, found.values()))
     return (
-        f"{len(found)} of {len(statuses)} families blew up at every rate on the locked model and not on the base "
-        f"({_listed(found)}): {runs} runs, of which none failed to learn"
+        f"{len(found)} of {len(families)} families blew up on the locked model at every rate at which the base learns "
+        f"({_listed(found)})"
     )
 
 
@@ -350,9 +354,22 @@ def recipe_differs(record: Record) -> str | None:
 def seeds_disagree(record: Record) -> str | None:
     """Run more seeds, and quote the interval rather than the mean."""
     for target in ("locked", "base", "control", record.summary["floor_by"]):
-        scores = spread(strongest(record, target)) if target else []
+        scores = spread(strongest(record, target), record.summary["floor"]) if target else []
         if scores and max(scores) - min(scores) > 2 * _NOTABLE:
             return f"seeds range from {min(scores):.1%} to {max(scores):.1%} on {target}"
+    return None
+
+
+def bad_seeds(record: Record) -> str | None:
+    """Look at these runs, and run more seeds: each without a score was counted at what the attacker has anyway."""
+    for target in ("locked", "base"):
+        for group in finals(record.runs, target).values():
+            bad = [run for run in group if run.test is None]
+            if 0 < len(bad) < len(group):
+                return (
+                    f"{len(bad)} of {len(group)} runs of {bad[0].title} on the {target} model ended without a score "
+                    f"({bad[0].status}{f' {bad[0].reason}' if bad[0].reason else ''})"
+                )
     return None
 
 
@@ -415,6 +432,7 @@ FLAGS: tuple[Raises, ...] = (
     recipe_differs,
     sigma_unconverged,
     seeds_disagree,
+    bad_seeds,
     few_seeds,
     small_test_split,
     stand_in_data,
@@ -449,7 +467,11 @@ def _beaten(
     plain, other = _best(record, "locked", is_usual), _best(record, "locked", is_other)
     # Where all of the usual ones blew up, the attacker has what is there anyway.
     usually = record.summary["floor_validation"] if plain is None else plain.best
-    if other is None or other.best - usually <= _NOTABLE:  # type: ignore[operator]
+    # Between the best of two searches there may be as much by chance; and what the attacker has anyway repairs nothing.
+    margin = visible(min(SEARCH_EXAMPLES, record.attack_task["validation"]))
+    worth = record.summary["worth"]
+    least = record.summary["floor_validation"] if worth is not None and worth >= WORTH else 0.0
+    if other is None or other.best - usually <= margin or other.best <= least:  # type: ignore[operator]
         return None
     # A setting that is better everywhere says something of the attack, not of the lock.
     on_base = [_best(record, "base", which) for which in (is_usual, is_other)]

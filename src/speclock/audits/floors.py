@@ -15,7 +15,7 @@ from speclock.attacks.base import Attack, Scene, Watch
 from speclock.attacks.finetune import FineTune
 from speclock.audits.classical import classical
 from speclock.audits.record import RunRecord
-from speclock.audits.search import Pruning, at, searched
+from speclock.audits.search import SEARCH_EXAMPLES, Pruning, at, rungs, searched
 from speclock.audits.suite import Family
 from speclock.environment import Meter
 from speclock.models import Model
@@ -41,8 +41,9 @@ def doublings(steps: int) -> list[int]:
     return sorted({max(1, steps // 4), max(1, steps // 2), steps})
 
 
-STUDENT_STEPS = 1000
-"""Steps of the student's lessons: a fresh transformer's first hundreds teach it nothing yet."""
+STUDENT_STEPS, STUDENT_SEARCH = 1000, 250
+"""Steps of the student's lessons, a fresh transformer's first hundreds teaching it nothing yet; and of those in which
+their rates are compared."""
 
 
 def without_a_network(task: Task, reader: Model) -> RunRecord:
@@ -107,18 +108,21 @@ LESSONS = Family(tuple(Lesson(optimizer="adamw", lr=lr, weight_decay=0.01) for l
 
 
 def taught_by(
-    base: Model, retain: Task, steps: int = STUDENT_STEPS, seed: int = 0
+    base: Model, retain: Task, steps: int = STUDENT_STEPS, compared: int = STUDENT_SEARCH, seed: int = 0
 ) -> tuple[Model, dict[str, Any]]:
     """The base's architecture, fresh, taught the base's answers to the retain task's inputs; and how well it does.
 
-    The rate of its lessons is searched as an attack's is, on the retain task's validation split.
+    The rate of its lessons is searched as an attack's is, in fewer steps and on as many validation examples of the
+    retain task.
     """
-    fresh = base.scratch(seed)
-    pruning = Pruning(retain.chance, len(retain.part("validation")), steps)
+    fresh, some = base.scratch(seed), retain.limit(validation=SEARCH_EXAMPLES)
+    pruning = Pruning(retain.chance, len(some.part("validation")), compared)
 
     def attempt(attack: Attack, watch: Watch) -> RunRecord:
-        outcome = attack(fresh, retain, steps, public=base, watch=watch, utility=False).outcome
-        return RunRecord.of(attack, outcome, target="student", stage="search", steps=steps)
+        outcome = attack(
+            fresh, some, compared, public=base, due=rungs(compared), watch=watch, utility=False
+        ).outcome
+        return RunRecord.of(attack, outcome, target="student", stage="search", steps=compared)
 
     runs = list(searched(LESSONS, attempt, pruning))
     scored = [run for run in runs if run.best is not None]

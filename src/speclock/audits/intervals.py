@@ -19,7 +19,7 @@ The simulation in ``tests/audits/test_intervals.py`` says what the intervals cov
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -92,10 +92,20 @@ def mean_interval(
     return max(0.0, low), min(1.0, high)
 
 
+class Reached(NamedTuple):
+    """When a target's runs were at a score."""
+
+    quoted: float | None
+    """Steps that are quoted of them together; None where they did not get there together within the budget."""
+    seeds: Sequence[float | None]
+    """Steps of each seed by itself; None where it did not get there."""
+    budget: float
+    """Steps after which they ended."""
+
+
 def slowdown_interval(
-    reached_base: Sequence[float | None],
-    reached_locked: Sequence[float | None],
-    budget: float,
+    base: Reached,
+    locked: Reached,
     *,
     spacing: float = 2.0,
     draws: int = DRAWS,
@@ -103,9 +113,8 @@ def slowdown_interval(
 ) -> tuple[float | None, float | None] | None:
     """Interval of the steps that the locked model takes to the target, over those of the base.
 
-    Both are geometric means over seeds: steps are compared on a logarithmic scale, as they are spread there.
-    ``reached_*`` hold the step at which each seed's run was first seen at the target, or None where it was not
-    within ``budget``. Evaluations lie a factor of ``spacing`` apart, so a run may have been there by as much
+    It lies about the ratio of what is quoted, on a logarithmic scale, as steps are spread there, and is as wide as the
+    seeds by themselves differ. Evaluations lie a factor of ``spacing`` apart, so a run may have been there by as much
     earlier; since seeds tend to fall into the same gap, this does not average out over them, and is drawn once a
     target.
 
@@ -113,21 +122,21 @@ def slowdown_interval(
     that of runs which got there just at the end of the budget. None where a target has fewer than two seeds, or
     where neither end can be told.
     """
-    if min(len(reached_base), len(reached_locked)) < 2:
+    if min(len(base.seeds), len(locked.seeds)) < 2:
         return None
     rng = np.random.default_rng(0)
     seeds, spreads, means = [], [], []
-    for reached in (reached_base, reached_locked):
+    for quoted, reached, budget in (base, locked):
         logs = np.log([budget if step is None else step for step in reached])
         seeds.append(len(logs))
         spreads.append(float(logs.var(ddof=1)))
-        means.append(float(logs.mean()))
-    censored = [None in reached_base, None in reached_locked]
+        means.append(float(np.log(budget if quoted is None else quoted)))
+    censored = [it.quoted is None or None in it.seeds for it in (base, locked)]
     # Runs cut off at the budget show less of a spread than they have.
     spreads = [max(spreads) if cut else spread for cut, spread in zip(censored, spreads, strict=True)]
     gap = np.log(spacing) * (rng.random(draws) - rng.random(draws))
-    base, locked = _between_seeds(spreads, seeds, draws, rng)
-    low, high = _ends(np.exp(means[1] - means[0] + locked - base + gap), level)
+    of_base, of_locked = _between_seeds(spreads, seeds, draws, rng)
+    low, high = _ends(np.exp(means[1] - means[0] + of_locked - of_base + gap), level)
     ends = (None if censored[0] else low, None if censored[1] else high)
     return None if ends == (None, None) else ends
 

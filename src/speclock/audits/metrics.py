@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from speclock.audits.intervals import mean_interval, slowdown_interval, uplift_interval
+from speclock.audits.intervals import Reached, mean_interval, slowdown_interval, uplift_interval
 from speclock.audits.record import FLOOR, TARGETS, Record, RunRecord
 from speclock.audits.search import SEARCH_EXAMPLES, visible
 from speclock.numbers import percent, significant
@@ -201,6 +201,10 @@ class Cost(NamedTuple):
     tflops: float
     seeds: list[float | None]
     """Steps of each seed by itself; None where it did not get there."""
+    budget: int
+    """Steps after which its runs ended."""
+    censored: bool
+    """Whether it did not get there and more steps might have: a probe takes none."""
 
 
 def cost_to(runs: Sequence[RunRecord], score: float, default: float, examples: int) -> Cost | None:
@@ -228,8 +232,9 @@ def cost_to(runs: Sequence[RunRecord], score: float, default: float, examples: i
         return float(getattr(run, field) or 0.0) * min(1.0, at / max(1, last))
 
     seen, config = first(runs), ran[0].config
+    budget = max(1, *(run.curve[-1][0] for run in ran))
     # Where the target is reached before the first step there is still one step's worth of work.
-    at = max(1, max(run.curve[-1][0] for run in ran) if seen is None else seen)
+    at = budget if seen is None else max(1, seen)
     batch = min(config.get("batch_size", 1), examples) * config.get("accumulate", 1)
     alone = [first([run]) for run in runs]
     return Cost(
@@ -238,6 +243,8 @@ def cost_to(runs: Sequence[RunRecord], score: float, default: float, examples: i
         fmean(spent(run, "passes") for run in ran) * batch,
         fmean(spent(run, "tflops") for run in ran),
         [None if step is None else max(1, step) for step in alone],
+        budget,
+        seen is None and ran[0].kind != "probe",
     )
 
 
@@ -262,12 +269,17 @@ def _slowdowns(record: Record, picks: dict[str, Pick | None], floor: float) -> d
         ]
         for name in ("base", "locked")
     }
-    budget = max((run.curve[-1][0] for run in record.runs if run.target == "locked" and run.curve), default=1)
-    found = {name: _cheapest(of_target, "steps") for name, of_target in costs.items()}
-    base_seeds, locked_seeds = (cost.seeds if cost else [] for cost in found.values())
+    found = [_cheapest(of_target, "steps") for of_target in costs.values()]
     return {
         "slowdown": _ratio(costs, "steps"),
-        "slowdown_interval": slowdown_interval(base_seeds, locked_seeds, budget),
+        "slowdown_interval": slowdown_interval(
+            *(
+                Reached(cost.steps if cost.reached else None, cost.seeds, cost.budget)
+                if cost and cost.steps
+                else Reached(None, [], 1)
+                for cost in found
+            )
+        ),
         "slowdown_examples": _ratio(costs, "examples"),
         "slowdown_tflops": _ratio(costs, "tflops"),
         "target": target,
@@ -275,13 +287,15 @@ def _slowdowns(record: Record, picks: dict[str, Pick | None], floor: float) -> d
 
 
 def _cheapest(costs: list[Cost], of: str) -> Cost | None:
-    """The finalist that gets there most cheaply, in one unit; where none does, the one that tried longest."""
+    """The finalist that gets there most cheaply, in one unit; where none does, the one that was cut off first: any
+    longer run of it might have got there."""
     # A probe takes no steps, so it is no answer to how many.
     counted = [cost for cost in costs if getattr(cost, of) is not None]
     reached = [cost for cost in counted if cost.reached]
     if reached:
         return min(reached, key=lambda cost: getattr(cost, of))
-    return max(counted, key=lambda cost: getattr(cost, of), default=None)
+    cut_off = [cost for cost in counted if cost.censored]
+    return min(cut_off or counted, key=lambda cost: getattr(cost, of), default=None)
 
 
 def _ratio(costs: dict[str, list[Cost]], of: str) -> float | str | None:
@@ -291,7 +305,7 @@ def _ratio(costs: dict[str, list[Cost]], of: str) -> float | str | None:
     if base is None or locked is None or not base.reached or not getattr(base, of):
         return None
     ratio = getattr(locked, of) / getattr(base, of)
-    # Censored: the longest that never got there says how much is not enough.
+    # Censored: what was cut off first says how much is not enough.
     return round(ratio, 3) if locked.reached else f"> {ratio:.1f}"
 
 
@@ -405,6 +419,6 @@ def _fate(summary: dict[str, Any], budget: int) -> str:
     return f"withstood {budget} steps of every attack tried"
 
 
-def spread(found: Pick | None) -> Sequence[float]:
-    """The test scores of a pick's runs."""
-    return [run.test for run in found.runs if run.test is not None] if found else []
+def spread(found: Pick | None, default: float) -> Sequence[float]:
+    """The test scores of a pick's runs; a seed without one has what the attacker has anyway."""
+    return [default if run.test is None else run.test for run in found.runs] if found else []

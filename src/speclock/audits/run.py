@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from tqdm import tqdm
 
@@ -26,7 +28,7 @@ from speclock.environment import environment
 from speclock.errors import InputError
 from speclock.locks.base import Locked, SpectralLock
 from speclock.locks.card import Card, CardError, Stage, describes, parsed, stages
-from speclock.models import Model, Transplant, adopted, identity, transplanted
+from speclock.models import Model, Transplant, adopted, identity, transplanted, wiring
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks.base import Task
 from speclock.workspace import kept_in
@@ -34,7 +36,7 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
-_RULES = 3
+_RULES = 4
 """How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
 
 CURVE_EXAMPLES = 256
@@ -218,13 +220,18 @@ class Claim:
 def _blocked(base: Model, released: Model, attacked: Model, attack: Task) -> list[str] | None:
     """Matrices whose gradients the released module hides, asked of it as the base is fed.
 
-    A folder whose module cannot be run so is asked in the base's code, which is what is attacked.
+    A folder whose module cannot be run so is asked in the base's code, which is what is attacked. What the base's
+    code hides too is no lock's doing.
     """
     try:
         fed = replace(released, tokenizer=base.tokenizer, preprocessing=base.preprocessing)
-        return blocked_gradients(fed, attack)
+        found = blocked_gradients(fed, attack)
     except Exception:  # whatever a damaged folder raises: it must not keep the audit from being run
-        return blocked_gradients(attacked, attack)
+        found = blocked_gradients(attacked, attack)
+    if not found:
+        return found
+    anyway = blocked_gradients(base, attack) or []
+    return [name for name in found if name not in anyway]
 
 
 def _own(transplant: Transplant) -> str | None:
@@ -260,24 +267,40 @@ def _bound(
     common = [
         _RULES,
         attack.digest(),
-        getattr(attack, "max_length", None),
         environment()["torch"],
         str(targets.base.device),
     ]
-    # Of the base, scratch and the classical model have only the recipe.
-    recipe = [base.configuration, base.tokenizer, base.preprocessing]
+    # Of the base, scratch and the classical model have only the recipe; what it computes, a configuration need not say.
+    recipe = [
+        base.configuration,
+        base.tokenizer,
+        base.preprocessing,
+        _computes(targets.base.scratch(0), attack),
+    ]
     public = None if targets.public is None else identity(targets.public).fingerprint
     others = [identity(sibling).fingerprint for sibling in siblings]
     bound: dict[str, list[Any]] = {
         "scratch": recipe,
         "classical": [base.tokenizer, base.preprocessing],
-        "base": [base.fingerprint, retain.digest(), public],
+        "base": [base.fingerprint, _computes(targets.base, attack), retain.digest(), public],
         "public": [public, recipe, retain.digest()],
         "student": [base.fingerprint, retain.digest(), public],
         "control": [base.fingerprint, retain.digest(), public, card],
         "locked": [locked.fingerprint, base.fingerprint, retain.digest(), public, others, card],
     }
     return {name: [*common, *what] for name, what in bound.items()}
+
+
+def _computes(model: Model, task: Task) -> str:
+    """A digest of what a model makes of a few inputs: two classes of one name may compute something else."""
+    batch = task.encode(task.train.take(np.arange(min(4, len(task.train)))), model)
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    # Two digits: threads sum in other orders.
+    values = [
+        f"{value:.1e}"
+        for value in wiring.outputs(model.module, lambda m: task.answer(m, batch)).flatten().tolist()
+    ]
+    return hashlib.sha256(" ".join(values).encode()).hexdigest()
 
 
 def _spectra(base: Model, locked: Model) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ def searched(family: Family, attempt: Attempt, pruning: Pruning) -> Iterator[Run
     The rates that the family lists come first. While the best of all lies on an edge, the next rate a decade
     further out is tried; once it lies inside, so are the rates half a decade to either side of it. A rate that
     diverged or collapsed is an edge that the best cannot lie on. While no rate is visibly above chance the best is
-    none, and rates up to two decades beyond the listed ones are tried on both sides.
+    none, and rates up to two decades beyond the listed ones are tried on both sides; where a rate has blown up, the
+    half decade below it too.
     """
     found: dict[float, RunRecord] = {}
 
@@ -57,6 +58,8 @@ def best_of(runs: dict[float, RunRecord]) -> float | None:
 def _next(runs: dict[float, RunRecord], learnt: float, family: Family) -> float | None:
     """The rate to try next; None once the best has neighbours on both sides half a decade off."""
     best = best_of(runs)
+    if (best is None or (runs[best].best or 0.0) <= learnt) and (rate := _below_the_edge(runs)) is not None:
+        return rate
     if best is None:
         # Everything blew up or collapsed: only lower rates may not.
         lower = _rounded(min(runs) / 10)
@@ -69,6 +72,15 @@ def _next(runs: dict[float, RunRecord], learnt: float, family: Family) -> float 
             return further
     between = (_rounded(best * 10**0.5), _rounded(best / 10**0.5))
     return next((rate for rate in between if rate not in runs and min(runs) < rate < max(runs)), None)
+
+
+def _below_the_edge(runs: dict[float, RunRecord]) -> float | None:
+    """Between the highest rate with a score and the next, which blew up: the largest that do not may alone learn."""
+    highest = max((rate for rate, run in runs.items() if run.best is not None), default=None)
+    above = min((rate for rate in runs if highest is not None and rate > highest), default=None)
+    if highest is None or above is None or above < 5 * highest:
+        return None
+    return _rounded(above / 10**0.5)
 
 
 def _beyond(runs: dict[float, RunRecord], family: Family) -> float | None:

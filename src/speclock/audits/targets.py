@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from speclock.audits.floors import STUDENT_STEPS, taught_by
+from speclock.audits.floors import STUDENT_SEARCH, STUDENT_STEPS, taught_by
 from speclock.environment import ran_out_of_memory
 from speclock.errors import InputError
 from speclock.locks.card import Stage
@@ -160,7 +160,7 @@ class Targets:
         """What a trained target's files are called: after all that it follows from, since audits share folders."""
         taught: list[Any] = [identity(self.base).fingerprint, self.retain.digest()]
         if name == "student":
-            taught += [STUDENT_STEPS]
+            taught += [STUDENT_STEPS, STUDENT_SEARCH]
         else:
             taught += [[lock.name, asdict(lock), steps] for lock, steps in self.stages]
             taught += [identity(self.locked).fingerprint]
