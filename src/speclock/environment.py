@@ -159,3 +159,25 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+class Flops:
+    """Floating-point operations of a ``with`` block (matrix products, convolutions, attention)."""
+
+    total: float = 0.0
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __enter__(self) -> Flops:
+        if self.enabled:
+            from torch.utils.flop_counter import FlopCounterMode
+
+            self._mode = FlopCounterMode(display=False)
+            self._mode.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self.enabled:
+            self._mode.__exit__(*exc)
+            self.total = float(self._mode.get_total_flops())

@@ -14,10 +14,10 @@ from speclock import wrap
 from speclock.attacks import ATTACKS
 from speclock.attacks.base import Attack, InapplicableError, Outcome, Scene, Status, log_spaced
 from speclock.attacks.finetune import spectral_rates
-from speclock.attacks.fuse import sample_run
 from speclock.models import Model, fingerprint
 from speclock.models.initial import named_noise
 from speclock.models.symmetries import Gains, rescalings
+from speclock.models.wiring import sample_run
 from speclock.optimizers import OPTIMIZERS
 from speclock.recipe import TrainingRecipe
 from speclock.spectra import weight_matrices
@@ -315,7 +315,7 @@ def test_balancing_undoes_gains_and_a_shift_that_layer_norms_take_out(digits: Ta
     )  # fmt: skip
     plain = wrap(ViTForImageClassification(config).eval(), labels=digits.labels)
     fake = plain.copy()
-    run = sample_run(plain, Scene(plain, digits, 4))
+    run = sample_run(plain, digits)
     found = [r for r in rescalings(fake.module, run) if isinstance(r, Gains)]
     assert len(found) == 4, "two norms in each of two layers; the last one's reader sees one token of it"
     generator = torch.Generator().manual_seed(1)

@@ -8,7 +8,6 @@ from torch import nn
 from speclock import models
 from speclock.attacks import ATTACKS
 from speclock.attacks.base import Scene
-from speclock.attacks.fuse import sample_run
 from speclock.attacks.reset import rescale_rows_, seen_by, sites, stale_units
 from speclock.models import Model
 from speclock.tasks.base import Task
@@ -16,7 +15,7 @@ from speclock.tasks.base import Task
 
 def firing(model: Model, task: Task, name: str) -> torch.Tensor:
     """In how many places each unit of a layer fires on the attacker's examples."""
-    run = sample_run(model, Scene(model, task, 10), 256)
+    run = sample_run(model, task, 256)
     site = next(site for site in sites(model.module, run) if site.name == name)
     return (seen_by(model.module, run, site, site.activation)[1] > 0).sum(dim=0)
 
@@ -79,7 +78,7 @@ def test_units_behind_a_batch_norm_and_an_activation_in_place_are_found_and_sett
         module[1].running_mean[2] = 1e6
         module[5].bias[3] = 1e3
         module[7].weight[:, 3] *= 100
-    found = sites(module, sample_run(model, Scene(model, digits, 10), 32))
+    found = sites(module, sample_run(model, digits, 32))
     assert [(site.name, site.norm, site.fed) for site in found] == [
         ("0", module[1], module[5]),
         ("5", None, module[7]),

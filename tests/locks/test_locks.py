@@ -24,6 +24,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "beta": 0.5, "bottleneck": 1.0, "steps": 40, "lr": 1e-3, "evaluations": 2, "max_utility_drop": 0.5,
         "insecure_noise_seed": 0,
     },
+    "scheduled": {"top_k": 1, "factor": 1.5, "lr": 1e-3, "steps": 20, "evaluations": 4, "max_utility_drop": 0.5},
+    "compensated": {"top_k": 1, "factor": 10.0, "evaluations": 3},
+    "reparameterise": {"top_k": 1, "factor": 10.0, "evaluations": 3},
 }  # fmt: skip
 
 
@@ -34,6 +37,25 @@ def test_every_lock_is_in_the_contract() -> None:
 @pytest.fixture(params=sorted(SETTINGS))
 def lock(request: pytest.FixtureRequest) -> Lock:
     return LOCKS[request.param](**SETTINGS[request.param])
+
+
+@pytest.fixture
+def base(base: Model, request: pytest.FixtureRequest) -> Model:
+    """With a layer behind another and nothing between, for the lock that needs one."""
+    wanted = getattr(request.node, "callspec", None)
+    return paired(base) if wanted and wanted.params.get("lock") == "compensated" else base
+
+
+def paired(base: Model) -> Model:
+    """The base with its widest layer followed by one that does nothing."""
+    model = base.copy()
+    layer = model.module.mlp[0]
+    second = torch.nn.Linear(layer.out_features, layer.out_features)
+    torch.nn.init.eye_(second.weight)
+    torch.nn.init.zeros_(second.bias)
+    model.module.mlp[0] = torch.nn.Sequential(layer, second)
+    model.build = None
+    return model
 
 
 def test_contract(lock: Lock, base: Model, digits: Task) -> None:

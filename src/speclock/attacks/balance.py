@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from speclock.attacks.base import InapplicableError, Scene
-from speclock.attacks.fuse import sample_run
 from speclock.attacks.surgery import Surgery
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Balance(Surgery):
         from speclock.models import wiring
         from speclock.models.symmetries import centre_, rescalings, resize_
 
-        module, run = model.module, sample_run(model, scene)
+        module, run = model.module, wiring.sample_run(model, scene.task)
         normed = wiring.feeding(module, run, wiring.LAYERS, (nn.BatchNorm1d, nn.BatchNorm2d))
         for layer, norm in normed:
             resize_(module, module.get_submodule(layer), module.get_submodule(norm), run)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from speclock.environment import Meter
+from speclock.environment import Flops, Meter
 from speclock.errors import InputError
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class _Judge:
         outcome.first_label = first
         while True:
             # Counting slows a step down by a quarter and more; the first stands for all.
-            with _Flops(enabled=flops_per_pass is None) as flops:
+            with Flops(enabled=flops_per_pass is None) as flops:
                 step = next(trajectory, None)
             if step is None:
                 break
@@ -323,25 +323,3 @@ class _Judge:
     def _ended(self, status: Status, reason: str) -> Outcome:
         self.outcome.status, self.outcome.reason, self.outcome.best = status, reason, None
         return self.outcome
-
-
-class _Flops:
-    """Floating-point operations of a ``with`` block (matrix products, convolutions, attention)."""
-
-    total: float = 0.0
-
-    def __init__(self, enabled: bool) -> None:
-        self.enabled = enabled
-
-    def __enter__(self) -> _Flops:
-        if self.enabled:
-            from torch.utils.flop_counter import FlopCounterMode
-
-            self._mode = FlopCounterMode(display=False)
-            self._mode.__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        if self.enabled:
-            self._mode.__exit__(*exc)
-            self.total = float(self._mode.get_total_flops())

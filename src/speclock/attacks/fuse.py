@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from speclock.models import Model
-    from speclock.models.wiring import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Fuse(Surgery):
 
         from speclock.models import wiring
 
-        run = sample_run(model, scene)
+        run = wiring.sample_run(model, scene.task)
         fused = 0
         # A chain C₂C₁W takes several rounds: each leaves the product feeding the next.
         while pairs := wiring.feeding(model.module, run):
@@ -73,13 +72,3 @@ def product(C: nn.Linear, W: nn.Linear) -> nn.Linear:
     layer.weight = nn.Parameter(back_from_float64(weight, W.weight))
     layer.bias = nn.Parameter(back_from_float64(bias, W.weight))
     return layer
-
-
-def sample_run(model: Model, scene: Scene, examples: int = 8) -> Run:
-    """Runs a module on the first of the attacker's training examples."""
-    import numpy as np
-
-    batch = scene.task.encode(scene.task.train.take(np.arange(min(examples, len(scene.task.train)))), model)
-    device = next(model.module.parameters()).device
-    batch = {name: value.to(device) for name, value in batch.items()}
-    return lambda module: scene.task.answer(module, batch)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from speclock.attacks.base import InapplicableError, Scene
-from speclock.attacks.fuse import sample_run
 from speclock.attacks.surgery import Surgery
 from speclock.errors import InputError
 
@@ -58,9 +57,9 @@ class ResetUnits(Surgery):
         import torch
 
         from speclock.models.initial import head_names
-        from speclock.models.wiring import LAYERS
+        from speclock.models.wiring import LAYERS, sample_run
 
-        module, run = model.module, sample_run(model, scene, self.examples)
+        module, run = model.module, sample_run(model, scene.task, self.examples)
         heads = tuple(f"{name}." for name in head_names(module))
         generator = torch.Generator().manual_seed(self.seed)
         for name, layer in module.named_modules():

@@ -138,6 +138,8 @@ class Record:
     """One row a family: its best validation score on each target, its runs and how many went to the end, and
     whether it is inert."""
     spectra: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Scores, agreement and calibration of base and locked model, by kind of input; see :mod:`speclock.audits.cost`."""
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     """Of this process; runs that an earlier one had finished have their own."""

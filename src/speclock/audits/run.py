@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 from tqdm import tqdm
 
 from speclock.audits import SUITES
+from speclock.audits.cost import cost
 from speclock.audits.flags import raised
 from speclock.audits.gradients import blocked_gradients
 from speclock.audits.kept_runs import KeptRuns
@@ -152,7 +152,8 @@ def audit(
             environment=environment(before.device),
         )
         # An answer that is not finite is a wrong one.
-        utility, utility_locked = (retain.measured(retain.answers(m)) for m in (before, transplant.model))
+        record.cost = cost(before, transplant.model, retain)
+        utility, utility_locked = (record.cost["test split"][f"score_{name}"] for name in ("base", "locked"))
         if any(difference.matters for difference in transplant.differences):
             # What users of the folder get, who take its own configuration and tokenizer.
             record.locked["utility_as_released"] = _as_released(released, retain)
@@ -293,13 +294,9 @@ def _bound(
 
 def _computes(model: Model, task: Task) -> str:
     """A digest of what a model makes of a few inputs: two classes of one name may compute something else."""
-    batch = task.encode(task.train.take(np.arange(min(4, len(task.train)))), model)
-    batch = {name: value.to(model.device) for name, value in batch.items()}
+    answers = wiring.outputs(model.module, wiring.sample_run(model, task, examples=4))
     # Two digits: threads sum in other orders.
-    values = [
-        f"{value:.1e}"
-        for value in wiring.outputs(model.module, lambda m: task.answer(m, batch)).flatten().tolist()
-    ]
+    values = [f"{value:.1e}" for value in answers.flatten().tolist()]
     return hashlib.sha256(" ".join(values).encode()).hexdigest()
 
 

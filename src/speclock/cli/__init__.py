@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Spectra of every weight matrix.",
     "curvature": "The Hessian's spectrum, and what bounds it.",
     "lock": "Lock a model against training.",
+    "tune": "Find the lock of least uplift for a price in utility.",
     "attack": "Attack one model with one attack.",
     "audit": "Say what a lock is worth.",
     "report": "Write the report of an audit again.",

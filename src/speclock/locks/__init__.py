@@ -13,6 +13,18 @@ LOCKS = Registry(
             "speclock.locks.undo:Undo",
             "weights drawn anew, and taught again by the base's answers",
         ),
+        "scheduled": (
+            "speclock.locks.scheduled:Scheduled",
+            "the top σ on a schedule, as fast as training can follow",
+        ),
+        "compensated": (
+            "speclock.locks.compensated:Compensated",
+            "the top σ of a layer raised, and lowered where it is read",
+        ),
+        "reparameterise": (
+            "speclock.locks.reparameterise:Reparameterise",
+            "layers multiplied, and divided out by those that read them",
+        ),
         "rescale": (
             "speclock.locks.rescale:Rescale",
             "the top σ multiplied in place, without data (Figure 2)",

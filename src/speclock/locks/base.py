@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
-from speclock.environment import Meter, environment
+from speclock.environment import Flops, Meter, environment
 from speclock.errors import InputError
 from speclock.workspace import kept_in
 
@@ -34,6 +34,15 @@ class Locked(NamedTuple):
     model: Model
     card: Card
     """The lock card, JSON-able."""
+
+
+class Span(NamedTuple):
+    """Where a search looks for a setting."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,8 @@ class Lock(ABC):
     name: ClassVar[str]
     unit: ClassVar[str]
     """What strength is measured in."""
+    tuned: ClassVar[Mapping[str, Span]] = {}
+    """The settings that `speclock tune` searches, each with where."""
     resolution: ClassVar[float] = 0.0
     """Difference of strength up to which the guard goes by utility."""
 
@@ -100,7 +111,16 @@ class Lock(ABC):
         with kept_in(folder) as kept, Meter() as meter:
             trained = model.in_fp32()
             guard = _Guard(self, trained, model, task, kept, least)
-            for step in self.trajectory(trained, task, spectral=True, run=guard.run):
+            steps = self.trajectory(trained, task, spectral=True, run=guard.run)
+            while True:
+                # The first step that trains is counted, and stands for all.
+                with Flops(enabled=guard.flops_per_pass is None) as flops:
+                    step = next(steps, None)
+                if step is None:
+                    break
+                if guard.flops_per_pass is None and step.passes:
+                    guard.flops_per_pass = flops.total / step.passes
+                guard.passes = step.passes
                 if not guard.consider(step):
                     break
             guard.restore_()
@@ -154,6 +174,9 @@ class Lock(ABC):
             "status": "diverged" if guard.diverged_at is not None else "ok",
             "diverged_at": guard.diverged_at,
             "seconds": meter.seconds,
+            "tflops": (guard.flops_per_pass or 0.0) * guard.passes / 1e12,
+            "epochs_worth": guard.flops_per_pass
+            and guard.flops_per_pass * guard.passes / epoch_flops(base, task),
             "peak_memory_mb": meter.peak_memory_mb,
             "environment": environment(),
         }
@@ -198,6 +221,9 @@ class _Guard:
         self.best_utility = math.nan
         self.best_strength = -math.inf
         self.diverged_at: int | None = None
+        self.flops_per_pass: float | None = None
+        """Floating-point operations of a training step, those of teachers included."""
+        self.passes = 0
 
     def consider(self, step: Step) -> bool:
         """Take one step into account; False when there is no use in going on."""
@@ -244,11 +270,29 @@ class _Guard:
 
     def state_dict(self) -> dict[str, Any]:
         best = [self.best_step, self.best_utility, self.best_strength]
-        return {"curve": self.curve, "best": best, "best_state": self.best_state}
+        return {
+            "curve": self.curve,
+            "best": best,
+            "best_state": self.best_state,
+            "flops": self.flops_per_pass,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curve, self.best_state = state["curve"], state["best_state"]
+        self.curve, self.best_state, self.flops_per_pass = state["curve"], state["best_state"], state["flops"]
         self.best_step, self.best_utility, self.best_strength = state["best"]
+
+
+def epoch_flops(model: Model, task: Task) -> float:
+    """Floating-point operations of one pass of plain fine-tuning over the training split."""
+    import numpy as np
+
+    trained = model.copy()
+    trained.module.requires_grad_(True)
+    rows = np.arange(min(16, len(task.train)))
+    batch = {n: v.to(trained.device) for n, v in task.encode(task.train.take(rows), trained).items()}
+    with Flops(enabled=True) as flops:
+        task.loss(trained.module, batch).backward()
+    return flops.total / len(rows) * len(task.train)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,10 @@ class PartClaim(TypedDict):
     status: Literal["ok", "diverged"]
     diverged_at: _Count | None
     seconds: _Amount
+    tflops: NotRequired[_Amount]
+    """10¹² floating-point operations of the training, those of teachers included."""
+    epochs_worth: NotRequired[_Amount | None]
+    """The same, over those of one pass of plain fine-tuning over the retain task's training examples."""
 
 
 @_STRICT

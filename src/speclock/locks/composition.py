@@ -65,7 +65,10 @@ class Composition:
                 "config": {},
                 "base": first["base"],
                 "utility_base": first["utility_base"],
-                "seconds": sum(card["seconds"] for card in cards),
+                **{
+                    key: sum(card.get(key) or 0.0 for card in cards)
+                    for key in ("seconds", "tflops", "epochs_worth")
+                },
                 "peak_memory_mb": max(card["peak_memory_mb"] for card in cards),
                 "parts": [
                     {key: value for key, value in card.items() if key in PartClaim.__annotations__}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from speclock.errors import InputError
-from speclock.locks.base import Run, SpectralLock
+from speclock.locks.base import Run, Span, SpectralLock
 
 if TYPE_CHECKING:
     from speclock.models import Model
@@ -28,6 +28,10 @@ class Rescale(SpectralLock):
     """What the top singular values are multiplied by."""
 
     name: ClassVar[str] = "rescale"
+    tuned: ClassVar[Mapping[str, Span]] = {
+        "factor": Span(1.1, 30, log=True),
+        "top_k": Span(1, 16, log=True, whole=True),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from speclock.errors import InputError
-from speclock.locks.base import Run, SpectralLock, penalty_of
+from speclock.locks.base import Run, Span, SpectralLock, penalty_of
+from speclock.locks.retain import RETAIN, retain_loss
 from speclock.recipe import TrainingRecipe
 from speclock.registry import unknown
 
 if TYPE_CHECKING:
     from speclock.models import Model
     from speclock.tasks.base import Task
-    from speclock.training import Loss, Step
-
-RETAIN = ("task", "kl", "task+kl")
+    from speclock.training import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,12 @@ class SpecDef(TrainingRecipe, SpectralLock):
     """Peak learning rate."""
 
     name: ClassVar[str] = "specdef"
+    tuned: ClassVar[Mapping[str, Span]] = {
+        "alpha": Span(0.01, 0.9, log=True),
+        "top_k": Span(1, 16, log=True, whole=True),
+        "lr": Span(5e-5, 5e-4, log=True),
+        "steps": Span(20, 200, log=True, whole=True),
+    }
 
     def __post_init__(self) -> None:
         TrainingRecipe.__post_init__(self)
@@ -56,35 +61,8 @@ class SpecDef(TrainingRecipe, SpectralLock):
             task,
             self,
             steps=self.total_steps(task),
-            loss=self._retain_loss(model, task),
+            loss=retain_loss(model, task, self.retain, self.alpha),
             add_gradient_=(lambda: penalty.add_gradient_(self.alpha - 1)) if spectral else None,
             checkpoint=run.checkpoint,
             carried=(penalty, *run.carried),
         )
-
-    def _retain_loss(self, model: Model, task: Task) -> Loss:
-        """``α·ℓ_retain``; the base that the KL term compares with is the model as it is handed in."""
-        import torch
-        import torch.nn.functional as F
-
-        base = model.copy() if "kl" in self.retain else None
-        if base is not None:
-            base.module.eval().requires_grad_(False)
-
-        def loss(module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-            nonlocal base
-            logits = task.logits(module, batch).float()
-            total = logits.new_zeros(())
-            if "task" in self.retain:
-                total = total + F.cross_entropy(logits, batch["labels"])
-            if base is not None:
-                # The loss is made before the loop moves the student, should it move it.
-                base = base.to(logits.device)
-                with torch.no_grad():
-                    wanted = task.logits(base.module, batch).float().log_softmax(-1)
-                total = total + F.kl_div(
-                    logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True
-                )
-            return self.alpha * total
-
-        return loss

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from speclock.errors import InputError
-from speclock.locks.base import Lock, Run
+from speclock.locks.base import Lock, Run, Span
+from speclock.locks.retain import divergence
 from speclock.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
@@ -75,6 +75,12 @@ class Undo(TrainingRecipe, Lock):
 
     name: ClassVar[str] = "undo"
     unit: ClassVar[str] = "share drawn anew"
+    tuned: ClassVar[Mapping[str, Span]] = {
+        "beta": Span(0.5, 0.95),
+        "bottleneck": Span(0.04, 0.5, log=True),
+        "lr": Span(1e-4, 1e-3, log=True),
+        "steps": Span(300, 1500, log=True, whole=True),
+    }
     # The share hardly moves while the model is taught, and its tenths of a per cent buy nothing.
     resolution: ClassVar[float] = 0.05
 
@@ -211,10 +217,10 @@ class Undo(TrainingRecipe, Lock):
         before = teacher.copy()
         before.module.eval().requires_grad_(False)
         unwanted = Augmented(task, self.seed, inputs_of(self.forget_task, task))
-        apart = partial(self._apart, before, task)
 
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-            logits, kept = apart(module, batch)
+            logits = task.logits(module, batch).float()
+            kept = divergence(before, task, logits, batch, self.temperature)
             asked = unwanted.batch(len(batch["labels"]), teacher)
             told = task.logits(module, {name: value.to(logits.device) for name, value in asked.items()})
             return kept - told.float().log_softmax(-1).mean()  # cross-entropy with the uniform distribution
@@ -223,24 +229,12 @@ class Undo(TrainingRecipe, Lock):
             if step.diverged:
                 raise InputError(f"forgetting diverged at step {step.index}: lr {self.lr:g} is too high.")
 
-    def _apart(
-        self, teacher: Model, task: Task, module: nn.Module, batch: Batch
-    ) -> tuple[Tensor, Float[Tensor, ""]]:
-        """A module's logits, and their divergence from the teacher's."""
-        import torch
-        import torch.nn.functional as F
-
-        with torch.no_grad():
-            wanted = (task.logits(teacher.module, batch).float() / self.temperature).log_softmax(-1)
-        logits = task.logits(module, batch).float()
-        found = (logits / self.temperature).log_softmax(-1)
-        kl = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-        return logits, self.temperature**2 * kl
-
     def _loss(self, model: Model, teacher: Model, task: Task, drawn: Any) -> Loss:
         import torch.nn.functional as F
 
-        apart = partial(self._apart, teacher, task)
+        def apart(module: nn.Module, batch: Batch) -> tuple[Tensor, Float[Tensor, ""]]:
+            logits = task.logits(module, batch).float()
+            return logits, divergence(teacher, task, logits, batch, self.temperature)
 
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             logits, total = apart(module, batch)

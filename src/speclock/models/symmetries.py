@@ -6,11 +6,13 @@ trying: names say little, and tracing fails on many models.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from speclock.models import wiring
@@ -22,6 +24,10 @@ SAME = 1e-3
 """How far a model's answers may move, over their size, for a change to have left them as they were."""
 
 
+COMPENSATED = 1e-4
+"""How much of what one side alone does to the answers may be left of it."""
+
+
 class Rescaling(ABC):
     """A positive factor for each of some units, on one side and divided out on the other."""
 
@@ -31,8 +37,20 @@ class Rescaling(ABC):
         """How many factors there are."""
 
     @abstractmethod
+    def sides(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What is multiplied, and what is divided."""
+
     def tensors(self) -> list[Tensor]:
         """What is rescaled."""
+        return [*self.sides()[0], *self.sides()[1]]
+
+    @abstractmethod
+    def raised(self) -> set[Tensor]:
+        """The weight matrices that :meth:`raise_` multiplies."""
+
+    @abstractmethod
+    def raise_(self, factor: float) -> None:
+        """Multiply whole matrices by a factor, and divide what compensates for them."""
 
     @abstractmethod
     def scale_(self, d: Tensor) -> None:
@@ -42,17 +60,34 @@ class Rescaling(ABC):
     def balance_(self) -> float:
         """Rescale to where no side is heavier than the other; the largest |log d| that this took."""
 
-    @torch.no_grad()
     def preserves(self, module: nn.Module, run: Run, seed: int = 0) -> bool:
         """Whether random factors leave the module's answers as they are."""
-        kept = [(t, t.detach().clone()) for t in self.tensors()]
-        before = wiring.outputs(module, run)
         generator = torch.Generator().manual_seed(seed)
-        self.scale_(torch.rand(self.units, generator=generator).add_(0.5).to(self.tensors()[0]))
-        after = wiring.outputs(module, run)
-        for t, value in kept:
-            t.copy_(value)
-        return bool((after - before).norm() <= SAME * before.norm())
+        d = torch.rand(self.units, generator=generator).add_(0.5)
+        return compensates(module, run, self.sides(), lambda: self.scale_(d.to(self.tensors()[0])))
+
+
+@torch.no_grad()
+def compensates(
+    module: nn.Module, run: Run, sides: tuple[list[Tensor], list[Tensor]], change_: Callable[[], None]
+) -> bool:
+    """Whether a change of both sides leaves the module's answers as they are, and that of the first alone does not.
+
+    Without the latter a layer that hardly matters (a fresh model's queries, or two of its heads, which attend alike)
+    would go with any other.
+    """
+    kept = [[(t, t.detach().clone()) for t in side] for side in sides]
+    before = wiring.outputs(module, run)
+    change_()
+    after = wiring.outputs(module, run)
+    for t, value in kept[1]:
+        t.copy_(value)
+    alone = wiring.outputs(module, run)
+    for t, value in kept[0]:
+        t.copy_(value)
+    moved = (after - before).norm()
+    rounding = 2e-6 * before.norm()
+    return bool(moved <= SAME * before.norm() and moved <= COMPENSATED * (alone - before).norm() + rounding)
 
 
 @dataclass(frozen=True)
@@ -71,8 +106,14 @@ class Between(Rescaling):
     def units(self) -> int:
         return self.A.weight.shape[0]
 
-    def tensors(self) -> list[Tensor]:
-        return [p for layer in (self.A, self.B) for p in layer.parameters(recurse=False)]
+    def sides(self) -> tuple[list[Tensor], list[Tensor]]:
+        return list(self.A.parameters(recurse=False)), list(self.B.parameters(recurse=False))
+
+    def raised(self) -> set[Tensor]:
+        return {self.A.weight}
+
+    def raise_(self, factor: float) -> None:
+        self.scale_(torch.full((self.units,), factor).to(self.A.weight))
 
     @torch.no_grad()
     def scale_(self, d: Tensor) -> None:
@@ -119,8 +160,14 @@ class Gains(Rescaling):
         assert isinstance(gain, Tensor)
         return gain
 
-    def tensors(self) -> list[Tensor]:
-        return [*self.norm.parameters(recurse=False), *(reader.weight for reader in self.readers)]
+    def sides(self) -> tuple[list[Tensor], list[Tensor]]:
+        return list(self.norm.parameters(recurse=False)), [reader.weight for reader in self.readers]
+
+    def raised(self) -> set[Tensor]:
+        return {reader.weight for reader in self.readers}
+
+    def raise_(self, factor: float) -> None:
+        self.scale_(torch.full((self.units,), 1 / factor).to(self._gain))
 
     @torch.no_grad()
     def scale_(self, d: Tensor) -> None:
@@ -168,6 +215,101 @@ def _scales(part: nn.Module) -> bool:
     """Whether it is a norm with a gain for each unit; there is no common base class."""
     gain = getattr(part, "weight", None)
     return "norm" in type(part).__name__.lower() and isinstance(gain, Tensor) and gain.ndim == 1
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The outputs of a linear layer A mixed within blocks (a head's units, or all of them), and unmixed by B.
+
+    B reads them (serial), or is multiplied with them (parallel, as keys with queries).
+    """
+
+    A: nn.Linear
+    B: nn.Linear
+    block: int
+    serial: bool
+
+    @property
+    def blocks(self) -> int:
+        return self.A.out_features // self.block
+
+    @property
+    def _sharers(self) -> int:
+        """How many of B's blocks belong to one of A's: a value head is read for several query heads."""
+        across = self.B.in_features if self.serial else self.B.out_features
+        return across // self.A.out_features
+
+    def fits(self) -> bool:
+        """Whether A is cut into blocks, and each has its counterparts in B."""
+        across = self.B.in_features if self.serial else self.B.out_features
+        return self.A.out_features % self.block == 0 and across % self.A.out_features == 0
+
+    def sides(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What is mixed, and what is unmixed."""
+        return list(self.A.parameters(recurse=False)), list(self.B.parameters(recurse=False))
+
+    def tensors(self) -> list[Tensor]:
+        """What is moved."""
+        return [*self.sides()[0], *self.sides()[1]]
+
+    def raised(self) -> set[Tensor]:
+        """The weight matrix that is mixed."""
+        return {self.A.weight}
+
+    @torch.no_grad()
+    def mix_(self, M: Float[Tensor, "h b b"], inverse: Float[Tensor, "h b b"]) -> None:
+        """``A_j ← M_j A_j`` in each block j; B's counterparts by the inverse."""
+        M, inverse = M.double(), inverse.double()
+        _blockwise_(self.A.weight, M, self.block)
+        if self.A.bias is not None:
+            _blockwise_(self.A.bias[:, None], M, self.block)
+        each = inverse.repeat_interleave(self._sharers, 0)
+        if self.serial:
+            # (B_j M_j⁻¹)ᵀ = M_j⁻ᵀ B_jᵀ
+            _blockwise_(self.B.weight.T, each.mT, self.block)
+        else:
+            _blockwise_(self.B.weight, each.mT, self.block)
+            if self.B.bias is not None:
+                _blockwise_(self.B.bias[:, None], each.mT, self.block)
+
+    @torch.no_grad()
+    def preserves(self, module: nn.Module, run: Run, seed: int = 0) -> bool:
+        """Whether random mixing leaves the module's answers as they are."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (self.blocks, self.block, self.block)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64) / self.block**0.5
+        M = (torch.eye(self.block, dtype=torch.float64) + 0.3 * noise).to(self.A.weight.device)
+        return compensates(module, run, self.sides(), lambda: self.mix_(M, torch.linalg.inv(M)))
+
+
+def _blockwise_(rows: Tensor, M: Float[Tensor, "h b b"], block: int) -> None:
+    """Multiply each block of rows from the left, in float64, writing through a view."""
+    wide = rows.double().unflatten(0, (-1, block))  # (h, b, n)
+    rows.copy_((M @ wide).flatten(0, 1))
+
+
+def mixings(
+    module: nn.Module, run: Run, blocks: Sequence[int], reach: int = 2, seed: int = 0
+) -> Iterator[Mixing]:
+    """Every mixing between linear layers called at most ``reach`` calls apart, in the largest of the block sizes that
+    leaves the module's answers as they are."""
+    order = [module.get_submodule(name) for name in wiring.call_order(module, run)]
+    linear = [layer for layer in order if isinstance(layer, nn.Linear)]
+    for i, A in enumerate(linear):
+        for B in linear[i + 1 : i + 1 + reach]:
+            for serial in (True, False):
+                sizes = (
+                    Mixing(A, B, size, serial) for size in sorted({A.out_features, *blocks}, reverse=True)
+                )
+                fits = (m for m in sizes if m.fits() and m.preserves(module, run, seed))
+                yield from itertools.islice(fits, 1)
+
+
+def head_sizes(config: object) -> list[int]:
+    """Units of an attention head, as a configuration of transformers says; none where it does not."""
+    heads, width = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
+    said = getattr(config, "head_dim", None)
+    return [said] if said else [width // heads] if heads and width else []
 
 
 @torch.no_grad()

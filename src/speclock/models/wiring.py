@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from speclock.curvature.bounds import ELEMENTWISE
 
+if TYPE_CHECKING:
+    from speclock.models import Model
+    from speclock.tasks.base import Task
+
 Run = Callable[[nn.Module], Any]
 """Runs a module on some fixed inputs."""
 
 LAYERS = (nn.Linear, nn.Conv2d)
+
+
+def sample_run(model: Model, task: Task, examples: int = 8) -> Run:
+    """Runs a module on the first of a task's training examples, as ``model`` is fed."""
+    batch = task.encode(task.train.take(np.arange(min(examples, len(task.train)))), model)
+    device = next(model.module.parameters()).device
+    batch = {name: value.to(device) for name, value in batch.items()}
+    return lambda module: task.answer(module, batch)
 
 
 def call_order(module: nn.Module, run: Run) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speclock.report.html import render, write, write_comparison
+    from speclock.report.html import render, write, write_comparison, write_frontier
 
-__all__ = ["render", "write", "write_comparison"]
+__all__ = ["render", "write", "write_comparison", "write_frontier"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from speclock import numbers
 from speclock.audits.compare import Comparison
 from speclock.audits.record import Record
+from speclock.audits.tune import Frontier
 from speclock.report import plots
 from speclock.report.view import view
 from speclock.workspace import write_text
@@ -52,6 +53,14 @@ def write_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> No
         )
     )
     _write(page, path)
+
+
+def write_frontier(frontier: Frontier, path: str | os.PathLike[str]) -> None:
+    """Draw what a search over locks found to ``path``, as SVG.
+
+    Raises :class:`InputError` for a file that cannot be written.
+    """
+    _write(plots.search_frontier(frontier), path)
 
 
 def _write(page: str, path: str | os.PathLike[str]) -> None:

@@ -159,6 +159,24 @@ class SpectralPenalty:
             found[track.matrix.name] = converge(W, basis, self.top_k, 1e-3, START_STEPS).sigma
         return found
 
+    @torch.no_grad()
+    def assign_(self, sigma: Mapping[str, Sequence[float]]) -> None:
+        """Brings the top singular values of each named matrix to these, in place: ``W += U diag(sigma − σ) Vᵀ``.
+
+        Every basis is refreshed first, and stays what it was: the vectors do not change.
+        """
+        for track in self._tracks:
+            wanted = sigma.get(track.matrix.name)
+            if wanted is None:
+                continue
+            self._refresh(track)
+            assert track.U is not None
+            assert track.V is not None
+            k = min(len(wanted), len(track.sigma))
+            change = track.U.new_tensor([wanted[i] - track.sigma[i] for i in range(k)])
+            W = track.matrix.matrix.detach().to(track.U.dtype)
+            track.matrix.assign_(W + (track.U[:, :k] * change) @ track.V[:, :k].T)
+
     def restart(self) -> None:
         """Forgets every basis, so that the next call starts cold: call it after loading other weights."""
         for track in self._tracks:

@@ -1,8 +1,10 @@
-"""Inputs made from a task's own, for a teacher to label: they need mean nothing, only look like the task's."""
+"""Inputs made from a task's own: for a teacher to label, which need mean nothing, and mildly shifted ones, which keep
+their labels."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,3 +72,52 @@ class Augmented:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rng.bit_generator.state = state["rng"]
+
+
+SHIFTS = {"text": ("windows", "typos"), "image": ("noise", "moved")}
+"""Mild shifts of inputs, by what a task is made of."""
+
+_TYPOS = 0.1
+"""Share of words that get a typing error."""
+_NOISE = 12.0
+"""Standard deviation of the noise on pixels of 0…255."""
+
+
+def shifted(task: Task, kind: str, seed: int = 0) -> Task:
+    """The task with its test inputs shifted: labels carry over.
+
+    Of texts another window that begins anywhere in the first half (windows), or one word in ten with two letters
+    swapped (typos); of images noise of twelve levels of 255 (noise), or a movement by up to an eighth (moved).
+    """
+    made, rng = Augmented(task, seed), np.random.default_rng(seed)
+    inputs = task.test.inputs
+    if task.modality == "image":
+        if kind == "moved":
+            new = np.stack([made._moved(image) for image in inputs])
+        else:
+            new = (
+                (inputs + _NOISE * rng.standard_normal(inputs.shape))
+                .round()
+                .clip(0, 255)
+                .astype(inputs.dtype)
+            )
+    else:
+        change = partial(_with_typos, rng=rng) if kind == "typos" else partial(_later, rng=rng)
+        new = np.empty(len(inputs), dtype=object)
+        for i, text in enumerate(inputs):
+            new[i] = tuple(map(change, text)) if isinstance(text, tuple) else change(text)
+    return replace(task, test=replace(task.test, inputs=new))
+
+
+def _later(text: str, rng: np.random.Generator) -> str:
+    words = text.split()
+    return " ".join(words[rng.integers(max(1, len(words) // 2)) :])
+
+
+def _with_typos(text: str, rng: np.random.Generator) -> str:
+    words = text.split()
+    for i in np.flatnonzero(rng.random(len(words)) < _TYPOS):
+        if len(word := words[i]) > 1:
+            at = rng.integers(len(word) - 1)
+            words[i] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return " ".join(words)

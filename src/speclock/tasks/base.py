@@ -439,17 +439,24 @@ class Task(ABC):
         """The metric of these answers where those would be right."""
         return _metric(self.metric, answers, truth, self.positive)
 
-    @torch.no_grad()
     def answers(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> Int[np.ndarray, " n"]:
-        """The label that a model gives each example of a split, in evaluation mode, which is put back afterwards.
+        """The label that a model gives each example of a split: see :meth:`confidences`."""
+        return self.confidences(model, split, batch_size)[0]
 
-        :data:`NO_ANSWER` where a logit is not finite. A batch that does not fit into memory is halved.
+    @torch.no_grad()
+    def confidences(
+        self, model: Answerer, split: Split = "test", batch_size: int = 64
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """The label that a model gives each example of a split, and its softmax there.
+
+        In evaluation mode, which is put back afterwards. :data:`NO_ANSWER` and 0 where a logit is not finite. A batch
+        that does not fit into memory is halved.
         """
         module = model.module
         device = next(module.parameters()).device
         was_training = module.training
         module.eval()
-        found = []
+        found, sure = [], []
         try:
             for batch in self.batches(model, split, batch_size):
                 logits = in_parts(
@@ -458,9 +465,10 @@ class Task(ABC):
                 )
                 finite = logits.isfinite().all(-1)
                 found.append(logits.argmax(-1).where(finite, torch.tensor(NO_ANSWER)))
+                sure.append(logits.softmax(-1).max(-1).values.where(finite, torch.zeros(())))
         finally:
             module.train(was_training)
-        return torch.cat(found).numpy()
+        return torch.cat(found).numpy(), torch.cat(sure).double().numpy()
 
 
 def broken(answers: Int[np.ndarray, " n"]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from speclock.report.plots.curves import score_curves, sparkline
 from speclock.report.plots.drawing import COLORS, RC
-from speclock.report.plots.frontier import trade_off
+from speclock.report.plots.frontier import search_frontier, trade_off
 from speclock.report.plots.lock import lock_curve
 from speclock.report.plots.scores import best_scores
 from speclock.report.plots.search import heat_range, rate_map
@@ -21,6 +21,7 @@ __all__ = [
     "lock_curve",
     "rate_map",
     "score_curves",
+    "search_frontier",
     "sigma_pairs",
     "sigmas",
     "sparkline",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from speclock.audits.compare import Comparison
+from speclock.audits.tune import Frontier
 from speclock.numbers import percent, ratio
 from speclock.report.plots.drawing import COLORS, WIDTH, Drawing, axes_at, blank, named, shortened, to_svg
 
@@ -50,3 +51,44 @@ def trade_off(comparison: Comparison, *, narrow: bool = False) -> Drawing | None
         f"{row.name}: utility {percent(row.utility_locked)}, uplift {ratio(row.uplift)}" for row in rows
     )
     return Drawing(figure, named("compare", narrow), f"Utility against uplift of each lock. {words}.")
+
+
+@to_svg
+def search_frontier(found: Frontier, *, narrow: bool = False) -> Drawing | None:
+    """Every trial of a search over locks, by utility lost and uplift, and the line of those that none beats in both."""
+    if not found.trials:
+        return None
+    height = 300 if narrow else 400
+    figure = blank(narrow, height)
+    axes = axes_at(figure, 46, 14, WIDTH[narrow] - 46 - 18, height - 14 - 52)
+    by_number = {trial.number: trial for trial in found.trials}
+    for trial in found.trials:
+        audited = trial.status == "audited"
+        color = COLORS["locked"] if audited else COLORS["muted"]
+        axes.plot(trial.drop, trial.uplift, "o" if audited else "x", ms=6, color=color, alpha=0.8, zorder=3)
+    line = [by_number[number] for number in found.best]
+    axes.step([t.drop for t in line], [t.uplift for t in line], where="post", color=COLORS["locked"], lw=1.4)
+    if found.chosen is not None:
+        best = by_number[found.chosen]
+        axes.plot(best.drop, best.uplift, "o", ms=11, mfc="none", color=COLORS["base"], mew=2, zorder=4)
+        axes.annotate(
+            shortened(best.lock.replace(",", ", "), narrow),
+            (best.drop, best.uplift),
+            xytext=(10, 8),
+            textcoords="offset points",
+            weight="bold",
+        )
+    axes.axvline(found.max_utility_drop, color=COLORS["base"], lw=1.2, ls=(0, (4, 3)))
+    # Uplift 0 is the floor, 1 what the unlocked base gives.
+    for level in (0, 1):
+        axes.axhline(level, color=COLORS["muted"], lw=1.0, ls=(0, (1, 3)))
+    axes.set_xlabel("utility lost")
+    axes.set_ylabel("uplift (0: the floor)")
+    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.2g}%"))
+    axes.grid(axis="y")
+    axes.margins(0.12)
+    words = "; ".join(f"{t.lock}: lost {100 * t.drop:.1f}%, uplift {ratio(t.uplift)}" for t in line)
+    return Drawing(
+        figure, named("frontier", narrow), f"Utility lost against uplift of each lock tried. {words}."
+    )

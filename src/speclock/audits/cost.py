@@ -1,0 +1,54 @@
+"""What a lock costs those who use the model: scores, agreement with the base and calibration, as it is and under mild
+shift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from speclock.models import Model
+from speclock.tasks.augment import SHIFTS, shifted
+from speclock.tasks.base import NO_ANSWER, Task
+
+BINS = 15
+"""Of the calibration error."""
+
+
+def cost(base: Model, locked: Model, retain: Task) -> dict[str, dict[str, Any]]:
+    """By kind of input, the test split as it is among them: score and calibration error of both, and their agreement.
+
+    Labels carry over to the shifted inputs: other windows of the same texts and typing errors, or noise and small
+    movements of images. JSON-able.
+    """
+    rows = {}
+    for kind in ("test split", *SHIFTS[retain.modality]):
+        task = retain if kind == "test split" else shifted(retain, kind)
+        truth = task.test.labels
+        (one, sure), (other, other_sure) = (task.confidences(m) for m in (base, locked))
+        rows[kind] = {
+            "examples": len(truth),
+            "score_base": task.measure(one, truth),
+            "score_locked": task.measure(other, truth),
+            "agreement": float(((one == other) & (one != NO_ANSWER)).mean()),
+            "calibration_base": calibration_error(sure, one == truth),
+            "calibration_locked": calibration_error(other_sure, other == truth),
+        }
+    return rows
+
+
+def calibration_error(sure: Float[np.ndarray, " n"], right: Int[np.ndarray, " n"]) -> float:
+    """Expected calibration error: Σ |share right − mean confidence| over bins of confidence, by their share of examples
+    [Guo et al. 2017, §2].
+
+    >>> calibration_error(np.array([0.75] * 4), np.array([1, 1, 1, 0]))
+    0.0
+    """
+    which = np.minimum((sure * BINS).astype(int), BINS - 1)
+    return float(
+        sum(
+            abs(right[which == b].mean() - sure[which == b].mean()) * (which == b).mean()
+            for b in np.unique(which)
+        )
+    )

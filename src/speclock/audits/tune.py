@@ -1,0 +1,219 @@
+"""A search over locks and their settings, each trial audited: what utility must be paid for how little uplift."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from speclock.audits.run import audit
+from speclock.errors import InputError
+from speclock.locks import LOCKS
+from speclock.locks.base import Locked
+from speclock.locks.composition import lock_named
+from speclock.models import Model
+from speclock.numbers import short
+from speclock.tasks.base import Task
+from speclock.workspace import write_text
+
+if TYPE_CHECKING:
+    import optuna
+
+FORMAT = "speclock-tune/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One lock of the search, JSON-able."""
+
+    number: int
+    lock: str
+    """As `--lock` takes it."""
+    status: str
+    """audited; or pruned: it kept no stronger state than the base, so there was nothing to audit."""
+    drop: float
+    """Utility lost on the validation split."""
+    uplift: float
+    """Left to the attacker of the proxy task, 1 where nothing was locked; that of the audit's pick."""
+    uplift_uninformed: float | None = None
+    strongest_attack: str | None = None
+    worth: float | None = None
+    """What the base is worth on the proxy task."""
+    seconds: float = 0.0
+    """Of locking."""
+
+
+@dataclass(kw_only=True)
+class Frontier:
+    """What a search found, JSON-able: what `tune.json` holds."""
+
+    trials: list[Trial]
+    best: list[int]
+    """Numbers of the trials that no other one beats in both, cheapest first."""
+    chosen: int | None
+    """The trial of least uplift whose utility drop is allowed."""
+    max_utility_drop: float
+    retain_task: dict[str, Any]
+    proxy_task: dict[str, Any]
+    base: dict[str, Any]
+    request: dict[str, Any]
+    command: str = ""
+    """What makes the chosen lock."""
+    format: str = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """The frontier as plain containers."""
+        return dataclasses.asdict(self)
+
+
+def tune(
+    base: Model,
+    retain: Task,
+    proxy: Task,
+    *,
+    max_utility_drop: float,
+    locks: Sequence[str] = ("specdef", "undo", "undo+specdef"),
+    trials: int = 20,
+    suite: str = "quick",
+    steps: int | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+    folder: Path,
+    floors: Path | None = None,
+) -> list[Trial]:
+    """Lock a model in ``trials`` ways and audit each, the next chosen by what the ones before gave.
+
+    Settings are drawn from what each lock says of itself (:attr:`speclock.locks.base.Lock.tuned`) by a tree-structured
+    Parzen estimator over both ends, drop and uplift [optuna; Bergstra et al. 2011]. A lock whose guard kept nothing
+    is not audited. With the same ``folder`` a killed search goes on. The ``proxy`` is an attack task that nobody will
+    quote: what is tuned on a task says little of it.
+
+    Raises :class:`InputError` for a lock that there is not, and where optuna is not installed.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "tuning needs optuna, which is not installed: pip install 'speclock[tune]'."
+        ) from error
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    for name in locks:
+        lock_named(name)  # an unknown one is told before any work
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    retain, proxy = retain.divided(), proxy.divided()
+    study = optuna.create_study(
+        study_name="locks",
+        directions=["minimize", "minimize"],
+        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8),
+        load_if_exists=True,
+    )
+    _take_up_killed(study)
+    done = [trial for trial in study.trials if trial.state.is_finished() and "trial" in trial.user_attrs]
+    with tqdm(total=trials, initial=len(done), desc="tune", unit="lock", disable=None) as bar:
+        for _ in range(trials - len(done)):
+            asked = study.ask()
+            spec = _drawn(asked, locks)
+            how = {"suite": suite, "steps": steps, "jobs": jobs, "floors": floors}
+            found = _tried(asked.number, spec, base, retain, proxy, max_utility_drop, folder, **how)
+            asked.set_user_attr("trial", dataclasses.asdict(found))
+            study.tell(asked, (found.drop, found.uplift))
+            bar.set_postfix_str(f"drop {found.drop:.1%}, uplift {found.uplift:.2f}")
+            bar.update()
+    return [Trial(**t.user_attrs["trial"]) for t in study.trials if "trial" in t.user_attrs]
+
+
+def frontier(trials: Sequence[Trial]) -> list[int]:
+    """Numbers of the trials of which no other has both less drop and less uplift, cheapest first.
+
+    >>> def of(number, drop, uplift):
+    ...     return Trial(number=number, lock="", status="audited", drop=drop, uplift=uplift)
+    >>> frontier([of(0, 0.0, 1.0), of(1, 0.02, 0.3), of(2, 0.03, 0.5), of(3, 0.05, 0.1)])
+    [0, 1, 3]
+    """
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.drop, t.uplift)):
+        if not found or trial.uplift < found[-1].uplift:
+            found.append(trial)
+    return [trial.number for trial in found]
+
+
+def chosen(trials: Sequence[Trial], max_utility_drop: float) -> Trial | None:
+    """The audited trial of least uplift whose utility drop is allowed."""
+    allowed = [t for t in trials if t.status == "audited" and t.drop <= max_utility_drop]
+    return min(allowed, key=lambda t: (t.uplift, t.drop), default=None)
+
+
+def _drawn(trial: optuna.Trial, locks: Sequence[str]) -> str:
+    """A lock with settings, as `--lock` takes it."""
+    name = trial.suggest_categorical("lock", list(locks))
+    parts = []
+    for part in name.split("+"):
+        values = {}
+        for field, span in LOCKS[part].tuned.items():
+            key = f"{part}.{field}"
+            if span.whole:
+                values[field] = str(trial.suggest_int(key, int(span.low), int(span.high), log=span.log))
+            else:
+                values[field] = short(trial.suggest_float(key, span.low, span.high, log=span.log))
+        parts.append(":".join([part, ",".join(f"{field}={value}" for field, value in values.items())]))
+    return "+".join(parts)
+
+
+def _tried(
+    number: int,
+    spec: str,
+    base: Model,
+    retain: Task,
+    proxy: Task,
+    max_utility_drop: float,
+    folder: Path,
+    **asked: Any,
+) -> Trial:
+    """Lock and audit; what a killed process had of it is taken up."""
+    place = folder / f"trial-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
+    place.mkdir(exist_ok=True)
+    lock = lock_named(spec, {"max_utility_drop": max_utility_drop})
+    kept = place / "lock"
+    kept.mkdir(exist_ok=True)
+    locked = lock(base, retain, folder=kept)
+    parts = locked.card.get("parts", [locked.card])
+    at = {step: utility for step, utility, _ in parts[-1]["curve"]}
+    drop = max(0.0, parts[0]["curve"][0][1] - at[parts[-1]["chosen_step"]])
+    told = {"number": number, "lock": spec, "drop": drop, "seconds": locked.card["seconds"]}
+    if all(part["chosen_step"] == 0 for part in parts):
+        return Trial(**told, status="pruned", uplift=1.0)
+    record = audit(
+        base=base,
+        locked=Locked(locked.model, locked.card),
+        retain=retain,
+        attack=proxy,
+        folder=place,
+        shared=folder,
+        **asked,
+    )
+    write_text(place / "audit.json", record.to_json())
+    summary = record.summary
+    return Trial(
+        **told,
+        status="audited",
+        uplift=1.0 if summary["uplift"] is None else summary["uplift"],
+        uplift_uninformed=summary["uplift_uninformed"],
+        strongest_attack=summary["strongest_attack"],
+        worth=summary["worth"],
+    )
+
+
+def _take_up_killed(study: optuna.Study) -> None:
+    """Ask again for what a killed process was at."""
+    import optuna
+
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)

@@ -1,0 +1,100 @@
+"""The search over locks: what it tries, what it leaves out, how it goes on, and what it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speclock.attacks.finetune import FineTune
+from speclock.audits import tune as module
+from speclock.audits.suite import SCRATCH, Suite, around
+from speclock.audits.tune import Frontier, Trial, chosen, frontier, tune
+from speclock.errors import InputError
+from speclock.locks import LOCKS
+from speclock.locks.composition import lock_named
+from speclock.models import Model
+from speclock.report import write_frontier
+from speclock.tasks.base import Task
+
+SUITE = Suite(
+    name="toy", version=1, steps=4, families=(around(FineTune, 1e-3),), finalists=1, scratch=SCRATCH[:1]
+)
+
+
+def test_what_a_lock_says_is_tuned_are_its_own_fields_within_bounds() -> None:
+    for name, cls in LOCKS.items():
+        assert cls.tuned, name
+        for field, span in cls.tuned.items():
+            for end in (span.low, span.high):
+                value = int(end) if span.whole else end
+                assert getattr(lock_named(f"{name}:{field}={value}"), field) == pytest.approx(value)
+
+
+def test_a_killed_search_goes_on_and_audits_nothing_twice(
+    base: Model, digits: Task, silhouettes: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retain, proxy = (
+        digits.divided().limit(train=100, validation=60, test=60),
+        silhouettes.divided().limit(40, 60, 60),
+    )
+    asked = {"max_utility_drop": 0.2, "locks": ("rescale",), "suite": SUITE, "trials": 3}
+    audits: list[str] = []
+    real = module.audit
+
+    def counted(**given: object) -> object:
+        audits.append(given["locked"].card["fingerprint"])  # type: ignore[attr-defined]
+        if len(audits) == 2:
+            raise KeyboardInterrupt
+        return real(**given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("speclock.audits.work.SCRATCH_BUDGET", 1)
+    whole = (
+        tune(base, retain, proxy, folder=tmp_path / "a", **asked) if (tmp_path / "a").mkdir() is None else []
+    )  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "audit", counted)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        tune(base, retain, proxy, folder=tmp_path / "b", **asked)  # type: ignore[arg-type]
+    again = tune(base, retain, proxy, folder=tmp_path / "b", **asked)  # type: ignore[arg-type]
+    audited = [trial for trial in again if trial.status == "audited"]
+    assert len(again) == len(whole) == 3
+    assert len(audits) == len(audited) + 1, "what was killed is audited again, and nothing else"
+    assert [trial.lock for trial in again][:2] == [trial.lock for trial in whole][:2]
+    for trial in again:
+        lock_named(trial.lock)
+        assert trial.drop <= 0.2 + 1e-9
+        assert (trial.status == "pruned") == (trial.uplift == 1.0 and trial.strongest_attack is None)
+
+
+def of(number: int, drop: float, uplift: float, status: str = "audited") -> Trial:
+    return Trial(number=number, lock=f"undo:beta=0.{number}", status=status, drop=drop, uplift=uplift)
+
+
+def test_the_choice_is_the_least_uplift_that_is_paid_for(tmp_path: Path) -> None:
+    trials = [
+        of(0, 0.0, 1.0, "pruned"),
+        of(1, 0.005, 0.4),
+        of(2, 0.009, 0.2),
+        of(3, 0.03, 0.0),
+        of(4, 0.01, 0.5),
+    ]
+    assert frontier(trials) == [0, 1, 2, 3]
+    best = chosen(trials, 0.01)
+    assert best is not None
+    assert best.number == 2
+    assert chosen(trials[:1], 0.5) is None
+    drawn = Frontier(
+        trials=trials, best=frontier(trials), chosen=2, max_utility_drop=0.01, retain_task={}, proxy_task={}, base={},
+        request={},
+    )  # fmt: skip
+    write_frontier(drawn, tmp_path / "frontier.svg")
+    svg = (tmp_path / "frontier.svg").read_text()
+    assert svg.startswith("<svg") or "<svg" in svg
+    assert "undo:beta=0.2" in svg
+
+
+def test_a_lock_that_there_is_not_is_told_before_any_work(base: Model, digits: Task, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown lock 'udno'"):
+        tune(base, digits, digits, max_utility_drop=0.1, locks=("udno",), folder=tmp_path)
+    assert not list(tmp_path.iterdir())
