@@ -10,6 +10,7 @@ from speclock.attacks import ATTACKS
 from speclock.attacks.base import Scene
 from speclock.attacks.reset import rescale_rows_, seen_by, sites, stale_units
 from speclock.models import Model
+from speclock.models.wiring import sample_run
 from speclock.tasks.base import Task
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import speclock
+from speclock.attacks.finetune import FineTune
 from speclock.audits.run import audit
+from speclock.audits.suite import Family, Suite
 from speclock.errors import InputError
 from speclock.locks.base import Lock
 from speclock.locks.card import parsed, stages
@@ -78,9 +80,12 @@ def test_utility_is_counted_from_the_base_and_not_from_each_part(base: Model, di
 def test_the_control_is_all_of_the_training_and_none_of_the_locks(
     base: Model, digits: Task, tmp_path: Path
 ) -> None:
-    retain, other = (digits.divided().limit(train=n, test=60, validation=60) for n in (200, 40))
+    retain, other = (digits.divided().limit(train=n, test=60, validation=60) for n in (200, 20))
     locked = speclock.lock(base, retain, Composition((TWICE, TRAINED)))
-    record = audit(base=base, locked=locked, retain=retain, attack=other, steps=2, folder=tmp_path)
+    suite = Suite(
+        name="toy", version=1, steps=1, families=(Family((FineTune(),), searched=False),), scratch=()
+    )
+    record = audit(base=base, locked=locked, retain=retain, attack=other, suite=suite, folder=tmp_path)
     assert record.locked["no_control"] is None
     (weights,) = tmp_path.glob("runs/control-*.safetensors")
     control = base.copy()

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from speclock.attacks.chain import factored
 from speclock.attacks.fuse import product
 from speclock.errors import InputError
+from speclock.locks.retain import retain_loss
 from speclock.locks.specdef import SpecDef
 from speclock.models import Model, fingerprint, load, transplanted, wrap
 from speclock.models.tensors import chosen_device, placed, tensors
@@ -104,7 +105,7 @@ def test_the_fixture_sees_a_tensor_on_the_wrong_device(elsewhere: torch.device) 
 def test_the_teacher_lives_with_its_student(task: ImageClassification, elsewhere: torch.device) -> None:
     """The loss is made before the training loop moves the model."""
     model = net()
-    loss = SpecDef(retain="task+kl")._retain_loss(model, task)
+    loss = retain_loss(model, task, "task+kl")
     student = model.to(elsewhere).module
     for _ in range(2):
         assert loss(student, a_batch(elsewhere)).device == elsewhere

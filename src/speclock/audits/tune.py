@@ -120,7 +120,7 @@ def tune(
         for _ in range(trials - len(done)):
             asked = study.ask()
             spec = _drawn(asked, locks)
-            how = {"suite": suite, "steps": steps, "jobs": jobs, "floors": floors}
+            how = {"suite": suite, "steps": steps, "jobs": jobs, "floors": floors or folder}
             found = _tried(asked.number, spec, base, retain, proxy, max_utility_drop, folder, **how)
             asked.set_user_attr("trial", dataclasses.asdict(found))
             study.tell(asked, (found.drop, found.uplift))
