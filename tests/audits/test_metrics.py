@@ -305,6 +305,8 @@ def test_uninformed_attackers_have_an_uplift_of_their_own() -> None:
     s = record([*sound(), *attacked("locked", BASE, attack="clip")]).summary
     assert s["uplift"] == pytest.approx(1.0)
     assert s["uplift_uninformed"] == pytest.approx(0.4)
+    assert s["uplift_informed"] == pytest.approx(1.0)
+    assert s["strongest_informed"] == "clip at lr 1e-3"
     assert (s["strongest_attack"], s["strongest_uninformed"]) == ("clip at lr 1e-3", "adamw at lr 1e-3")
 
 

@@ -29,7 +29,9 @@ class Row:
     """The lock that its card names; None without a card that can be read."""
     config: dict[str, Any] | None
     strength: tuple[float | None, float | None]
-    """Base's and locked model's, in the lock's own unit, as the card has it."""
+    """Base's and locked model's, in the lock's own unit, as the card has it; of a composition, the last lock's."""
+    unit: str
+    """What that is measured in."""
     budget: int
     """Steps that its finalists had; more than the suite's where the audit extended them."""
     utility_base: float
@@ -47,6 +49,8 @@ class Row:
     uplift_interval: _Bounds
     uplift_uninformed: float | None
     """Left by attackers that do no more than fine-tune."""
+    uplift_informed: float | None
+    """Left by those that heal, look inside, operate or distil first; an audit of before does not say."""
     excess: float | None
     """Uplift over the student instead of the floor."""
     excess_interval: _Bounds
@@ -142,6 +146,8 @@ def _row(name: str, record: Record) -> Row:
         lock=card.get("lock"),
         config=card.get("config"),
         strength=(card.get("strength_base"), card.get("strength_locked")),
+        unit=card.get("unit", "mean top σ"),
+        uplift_informed=summary.get("uplift_informed"),
         budget=record.suite["budget"],
         utility_interval=proportion(summary["utility_locked"], record.retain_task["test"]),
         best={target: summary[f"best_{target}"] for target in TARGETS},

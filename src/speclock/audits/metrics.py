@@ -107,6 +107,7 @@ def summarise(
         picks[name] = pick(record.runs, name, anyway)
     score = {name: found.score if found else None for name, found in picks.items()}
     uninformed = pick(record.runs, "locked", anyway, lambda run: not run.informed)
+    informed = pick(record.runs, "locked", anyway, lambda run: run.informed)
     bounded = pick(
         record.runs,
         "locked",
@@ -127,11 +128,13 @@ def summarise(
         "worth": None if base is None else base.score - anyway[0],
         "uplift": uplift(score["locked"], score["base"], anyway[0]),
         "uplift_uninformed": uplift(uninformed.score if uninformed else None, score["base"], anyway[0]),
+        "uplift_informed": uplift(informed.score if informed else None, score["base"], anyway[0]),
         "excess": uplift(score["locked"], score["base"], score["student"]),
         **_slowdowns(record, picks, anyway[1]),
         "strongest_attack": locked.runs[0].title if locked else None,
         "strongest_attacks": {name: found.runs[0].title for name, found in picks.items() if found},
         "strongest_uninformed": uninformed.runs[0].title if uninformed else None,
+        "strongest_informed": informed.runs[0].title if informed else None,
         "price": {
             name: fmean(getattr(run, name) or 0.0 for run in locked.runs) if locked else None
             for name in ("passes", "tflops")
