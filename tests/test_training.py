@@ -127,6 +127,23 @@ def test_a_batch_that_overflows_is_skipped_where_that_is_asked_for(dropping: Mod
     assert blown[-1].diverged
 
 
+def test_a_line_search_that_finds_nothing_finite_has_diverged(dropping: Model, digits: Task) -> None:
+    """Finite where a step begins, and nowhere else that the search looks."""
+    for after in range(1, 12):
+        calls, model = 0, dropping.copy()
+
+        def loss(module: torch.nn.Module, batch: Any, after: int = after) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return digits.loss(module, batch) * (math.nan if calls > after else 1)
+
+        for skips in (False, True):
+            calls = 0
+            recipe = Recipe(optimizer="lbfgs", lr=1.0)
+            steps = list(fit(model, digits, recipe, steps=6, loss=loss, skips=skips))
+            assert steps[-1].diverged
+
+
 def test_accumulation_is_one_larger_batch(digits: Task) -> None:
     from speclock import wrap
 

@@ -218,7 +218,12 @@ def fit(
                     case Needs.LOSS:
                         optimizer.step(forward)
                     case Needs.CLOSURE:
-                        optimizer.step(gradients)
+                        try:
+                            optimizer.step(gradients)
+                        except IndexError:
+                            # torch's line search loses its bracket where no point that it tries is finite.
+                            yield Step(progress.step + 1, math.nan, diverged=True, passes=progress.passes)
+                            return
                     case _:
                         optimizer.step()
             if taken:
