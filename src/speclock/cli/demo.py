@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -45,7 +46,9 @@ def command(ctx: click.Context, out: Path, resume: bool) -> None:
     work = Workspace(out, {"command": "demo", "stages": STAGES}, record="audit.json", resume=resume)
     if work.finished is None:
         with work:
-            made = {name: work.folder / name.lower() for name in ("BASE", "LOCKED", "AUDIT")}
+            # From where the command runs: cards and records hold these names, which are no one else's business.
+            here = Path(os.path.relpath(work.folder))
+            made = {name: here / name.lower() for name in ("BASE", "LOCKED", "AUDIT")}
             for i, ((title, stage), folder) in enumerate(zip(STAGES.items(), made.values(), strict=True), 1):
                 click.echo(f"{i}/{len(STAGES)} {title}: speclock {stage}")
                 words = [str(made.get(word, word)) for word in shlex.split(stage)]
