@@ -174,15 +174,25 @@ def fit(
     def backward_where_finite() -> float:
         """As ``backward``, of those examples alone whose loss is finite; NaN where there is none."""
         optimizer.zero_grad()
-        rows = [row for batch in micro_batches for row in _parts(batch, len(batch["labels"]))]
+        # One by one, and so without a batch's statistics: a batch norm has none of a single row.
+        module.eval()
         with torch.no_grad(), accelerator.autocast():
-            finite = [row for row in rows if math.isfinite(loss(model, row).item())]
-        value = 0.0 if finite else math.nan
-        for row in finite:
-            with accelerator.autocast():
-                weighted = loss(model, row) / len(finite)
-            accelerator.backward(weighted)
-            value += weighted.item()
+            finite = [
+                [math.isfinite(loss(model, row).item()) for row in _parts(batch, len(batch["labels"]))]
+                for batch in micro_batches
+            ]
+        _set_modes_(model, recipe)
+        rows = sum(map(sum, finite))
+        value = 0.0 if rows else math.nan
+        for batch, good in zip(micro_batches, finite, strict=True):
+            if any(good):
+                part = {
+                    name: tensor[torch.tensor(good, device=tensor.device)] for name, tensor in batch.items()
+                }
+                with accelerator.autocast():
+                    weighted = loss(model, part) * (sum(good) / rows)
+                accelerator.backward(weighted)
+                value += weighted.item()
         return value
 
     def gradients() -> float:

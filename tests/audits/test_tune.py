@@ -49,6 +49,10 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
         return real(**given)  # type: ignore[arg-type]
 
     monkeypatch.setattr("speclock.audits.work.SCRATCH_BUDGET", 1)
+    (tmp_path / "c").mkdir()
+    with pytest.raises(InputError, match="says nothing of a lock"):
+        tune(base, retain, proxy, folder=tmp_path / "c", **asked)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "WORTH", -1.0)
     whole = (
         tune(base, retain, proxy, folder=tmp_path / "a", **asked) if (tmp_path / "a").mkdir() is None else []
     )  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from speclock.audits.metrics import WORTH
 from speclock.audits.run import audit
 from speclock.errors import InputError
 from speclock.locks import LOCKS
@@ -200,9 +201,15 @@ def _tried(
     )
     write_text(place / "audit.json", record.to_json())
     summary = record.summary
+    if summary["worth"] is None or summary["worth"] < WORTH:
+        raise InputError(
+            f"{proxy.name} says nothing of a lock: the base gives its attacker hardly more than there is anyway "
+            f"({summary['floor']:.1%}). Choose a proxy, or a number of examples, at which the base is worth something."
+        )
     return Trial(
         **told,
         status="audited",
+        # Where no run on the locked model has a score, nobody knows what it withstood.
         uplift=1.0 if summary["uplift"] is None else summary["uplift"],
         uplift_uninformed=summary["uplift_uninformed"],
         strongest_attack=summary["strongest_attack"],

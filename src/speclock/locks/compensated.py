@@ -29,7 +29,7 @@ class Compensated(SpectralLock):
     that the folder still loads in its own architecture. That can be done between values and their output projection
     and between queries and keys, head by head (σ are then the head's block's; with rotary positions between values
     alone), and between any two linear layers with nothing between. Where is found by trying; nothing is trained.
-    `fuse` undoes it where the layers follow each other, clipping with healing elsewhere.
+    `fuse` undoes it where the layers follow each other.
     """
 
     factor: float = 100.0

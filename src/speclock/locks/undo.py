@@ -264,20 +264,14 @@ class _Embedding(NamedTuple):
 
 
 def _embedding(module: nn.Module) -> _Embedding | None:
-    """The word embedding, or else the first convolution; None where there is neither."""
+    """The largest table of an embedding, which is that of words, or else the first convolution; None without either."""
     from torch import nn
 
-    get = getattr(module, "get_input_embeddings", None)
-    try:
-        found = get() if get else None
-    except (NotImplementedError, AttributeError):
-        found = None  # an image model of transformers may have none that it knows of
-    parts = [found] if isinstance(found, nn.Embedding) else list(module.modules())
-    for kind in (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        for part in parts:
-            if isinstance(part, kind):
-                return _Embedding(part, kind is nn.Embedding)
-    return None
+    parts = list(module.modules())
+    if tables := [part for part in parts if isinstance(part, nn.Embedding)]:
+        return _Embedding(max(tables, key=lambda table: table.num_embeddings), words=True)
+    first = next((part for part in parts if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    return None if first is None else _Embedding(first, words=False)
 
 
 def _read_directions(base: Model, task: Task) -> Float[Tensor, "d d"]:

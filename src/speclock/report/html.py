@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from speclock import numbers
 from speclock.audits.compare import Comparison
 from speclock.audits.record import Record
-from speclock.audits.tune import Frontier
 from speclock.report import plots
 from speclock.report.view import view
 from speclock.workspace import write_text
+
+if TYPE_CHECKING:
+    from speclock.audits.tune import Frontier
 
 
 def render(record: Record) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from speclock.audits.compare import Comparison
-from speclock.audits.tune import Frontier
 from speclock.numbers import percent, ratio
 from speclock.report.plots.drawing import COLORS, WIDTH, Drawing, axes_at, blank, named, shortened, to_svg
+
+if TYPE_CHECKING:
+    from speclock.audits.tune import Frontier
 
 
 @to_svg
