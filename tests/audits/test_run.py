@@ -24,9 +24,7 @@ from speclock.audits.suite import QUICK, QUICK_1, SCRATCH, STANDARD, STANDARD_1,
 from speclock.errors import InputError
 from speclock.locks.base import Locked
 from speclock.models import Model
-from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
-from speclock.training import train
 
 SUITE = Suite(
     name="toy",
@@ -42,13 +40,8 @@ SUITE = Suite(
 
 
 @pytest.fixture(scope="module")
-def base(digits: Task) -> Model:
-    """Two layers: an audit trains some forty models, and what is tested here is not how well they do."""
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 32), nn.ReLU(), nn.Linear(32, 10))
-    model = wrap(module, modality="image", labels=digits.labels)
-    train(model, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=60, batch_size=32))
-    return model
+def base(two_layers: Model) -> Model:
+    return two_layers
 
 
 @pytest.fixture(scope="module")

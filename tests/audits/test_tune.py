@@ -32,7 +32,7 @@ def test_what_a_lock_says_is_tuned_are_its_own_fields_within_bounds() -> None:
 
 
 def test_a_killed_search_goes_on_and_audits_nothing_twice(
-    base: Model, digits: Task, silhouettes: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_layers: Model, digits: Task, silhouettes: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     retain, proxy = (
         digits.divided().limit(train=100, validation=60, test=60),
@@ -51,16 +51,18 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
     monkeypatch.setattr("speclock.audits.work.SCRATCH_BUDGET", 1)
     (tmp_path / "c").mkdir()
     with pytest.raises(InputError, match="says nothing of a lock"):
-        tune(base, retain, proxy, folder=tmp_path / "c", **asked)  # type: ignore[arg-type]
+        tune(two_layers, retain, proxy, folder=tmp_path / "c", **asked)  # type: ignore[arg-type]
     monkeypatch.setattr(module, "WORTH", -1.0)
     whole = (
-        tune(base, retain, proxy, folder=tmp_path / "a", **asked) if (tmp_path / "a").mkdir() is None else []
+        tune(two_layers, retain, proxy, folder=tmp_path / "a", **asked)
+        if (tmp_path / "a").mkdir() is None
+        else []
     )  # type: ignore[arg-type]
     monkeypatch.setattr(module, "audit", counted)
     (tmp_path / "b").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        tune(base, retain, proxy, folder=tmp_path / "b", **asked)  # type: ignore[arg-type]
-    again = tune(base, retain, proxy, folder=tmp_path / "b", **asked)  # type: ignore[arg-type]
+        tune(two_layers, retain, proxy, folder=tmp_path / "b", **asked)  # type: ignore[arg-type]
+    again = tune(two_layers, retain, proxy, folder=tmp_path / "b", **asked)  # type: ignore[arg-type]
     audited = [trial for trial in again if trial.status == "audited"]
     assert len(again) == len(whole) == 3
     assert len(audits) == len(audited) + 1, "what was killed is audited again, and nothing else"

@@ -9,11 +9,11 @@ SUITES = Registry(
     {
         "quick": (
             "speclock.audits.suite:QUICK",
-            "fine-tuning by two optimizers, σ clipping, healing, probes; rates searched; 32 steps",
+            "fine-tuning, σ clipping, healing, probes; rates searched; 16 steps",
         ),
         "standard": (
             "speclock.audits.suite:STANDARD",
-            "some thirty families of attacks, rates searched, and the student; 48 steps",
+            "some thirty families of attacks, rates searched, and the student; 32 steps",
         ),
         "quick/1": ("speclock.audits.suite:QUICK_1", "thirteen attacks with listed rates; 32 steps"),
         "standard/1": ("speclock.audits.suite:STANDARD_1", "228 attacks with listed rates; 48 steps"),

@@ -71,7 +71,8 @@ def classical(task: Task, encoder: Encoder, seed: int = 0) -> Classical:
     sample = rows if len(tuned) == len(rows) else read(task, tuned, encoder)
     scores = _validated(candidates, sample, tuned.labels, task.measure, seed)
     chosen = max(range(len(candidates)), key=lambda i: scores[i]) if scores else 0
-    pipeline = make_pipeline(clone(candidates[chosen].features), clone(candidates[chosen].model))
+    _, look, features, model = candidates[chosen]
+    pipeline = make_pipeline(look, clone(features), clone(model))
     with _unconverged_is_no_error():
         pipeline.fit(rows, labels)
     return Classical(candidates[chosen].name, scores[chosen] if scores else None, task, encoder, pipeline)
@@ -82,8 +83,10 @@ def classical(task: Task, encoder: Encoder, seed: int = 0) -> Classical:
 
 class _Candidate(NamedTuple):
     name: str
+    look: Any
+    """A transformer of each row by itself, which nothing is fitted for."""
     features: Any
-    """An unfitted transformer; candidates that share it follow each other."""
+    """An unfitted transformer of what that gives; candidates that share both follow each other."""
     model: Any
 
 
@@ -101,14 +104,15 @@ def _validated(
     if not parts:
         return []
     truth = np.concatenate([labels[held] for held in parts])
+    seen = {look: look.transform(rows) for look in {c.look for c in candidates}}
     answers: list[list[np.ndarray]] = [[] for _ in candidates]
     for held in parts:
         features, inside, outside = None, None, None
         for found, candidate in zip(answers, candidates, strict=True):
             if candidate.features is not features:
-                features = candidate.features
+                features, looked = candidate.features, seen[candidate.look]
                 fitted = clone(features)
-                inside, outside = fitted.fit_transform(rows[~held]), fitted.transform(rows[held])
+                inside, outside = fitted.fit_transform(looked[~held]), fitted.transform(looked[held])
             with _unconverged_is_no_error():
                 found.append(clone(candidate.model).fit(inside, labels[~held]).predict(outside))
     return [measure(np.concatenate(found), truth) for found in answers]
@@ -235,8 +239,9 @@ def _text_models(rows: np.ndarray, seed: int) -> list[_Candidate]:
         **{f"linear SVM, C {c:g}": LinearSVC(C=c, random_state=seed) for c in (1.0, 0.1, 10.0)},
         **{f"naive Bayes, alpha {a:g}": ComplementNB(alpha=a) for a in (1.0, 0.1, 0.01)},
     }
+    plain = FunctionTransformer()
     return [
-        _Candidate(f"TF-IDF of {view}, {name}", features, model)
+        _Candidate(f"TF-IDF of {view}, {name}", plain, features, model)
         for view, features in views.items()
         for name, model in models.items()
     ]
@@ -265,9 +270,9 @@ def _image_models(n: int) -> list[_Candidate]:
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
     from sklearn.svm import SVC, LinearSVC
 
-    def view(look: Callable[[np.ndarray], np.ndarray], scale: bool) -> Any:
+    def view(look: Callable[[np.ndarray], np.ndarray], scale: bool) -> tuple[Any, Any]:
         # All but a hundredth of the variance: a support vector machine's time goes with the number of dimensions.
-        return make_pipeline(FunctionTransformer(look), StandardScaler(with_std=scale), PCA(0.99))
+        return FunctionTransformer(look), make_pipeline(StandardScaler(with_std=scale), PCA(0.99))
 
     views = {
         "pixels": view(_pixels, scale=False),
@@ -291,8 +296,8 @@ def _image_models(n: int) -> list[_Candidate]:
         },
     }
     return [
-        _Candidate(f"{name} on {view}", features, model)
-        for view, features in views.items()
+        _Candidate(f"{name} on {view}", look, features, model)
+        for view, (look, features) in views.items()
         for name, model in models.items()
     ]
 
