@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from speclock.environment import has_bf16
+from speclock.environment import Operations, has_bf16
+from speclock.training import Step
 
 
 @pytest.fixture
@@ -84,3 +86,23 @@ def test_freed_memory_is_kept_and_not_measured() -> None:
     faults, idle, busy = map(float, done.stdout.split())
     assert faults < 2**27 / 4096 / 10  # the same pages again, but for a few
     assert 120 < busy - idle < 140
+
+
+def test_what_comes_before_the_first_step_is_counted_once() -> None:
+    """A lock's removal was counted with its first step, which stood for all 700."""
+    product = 2 * 8**3
+
+    def training() -> Iterator[Step]:
+        yield Step(0, float("nan"))
+        square = torch.ones(8, 8)
+        for _ in range(100):  # a removal, say
+            square @ square
+        for step in range(1, 11):
+            square @ square
+            square @ square
+            yield Step(step, 0.0, passes=2 * step)
+
+    operations, steps = Operations(), training()
+    totals = [operations.total(step.passes) for step in iter(lambda: operations.next(steps), None)]
+    assert totals[:3] == [0, 102 * product, 104 * product]
+    assert totals[-1] == 120 * product

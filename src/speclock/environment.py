@@ -8,11 +8,14 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from speclock.training import Step
 
 _PACKAGES = (
     "speclock",
@@ -159,6 +162,37 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+class Operations:
+    """Floating-point operations of a training, from its first steps: to count slows a step down by a quarter and more.
+
+    What is done before the first step, a lock's removal or an attack's surgery, counts once; the step after it stands
+    for all later ones.
+    """
+
+    def __init__(self) -> None:
+        self.first = 0.0
+        """Up to and with the first passes."""
+        self.first_passes = 0
+        self.per_pass: float | None = None
+
+    def next(self, steps: Iterator[Step]) -> Step | None:
+        """The next of a training's steps, counted while need be; None after the last."""
+        with Flops(enabled=self.per_pass is None) as flops:
+            step = next(steps, None)
+        if step is None or self.per_pass is not None:
+            return step
+        if self.first_passes and step.passes > self.first_passes:
+            self.per_pass = flops.total / (step.passes - self.first_passes)
+        else:
+            self.first += flops.total
+            self.first_passes = step.passes
+        return step
+
+    def total(self, passes: int) -> float:
+        """Of the training up to ``passes`` forward and backward passes."""
+        return self.first + (self.per_pass or 0.0) * max(0, passes - self.first_passes)
 
 
 class Flops:

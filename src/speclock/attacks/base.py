@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from speclock.environment import Flops, Meter
+from speclock.environment import Meter, Operations
 from speclock.errors import InputError
 
 if TYPE_CHECKING:
@@ -267,17 +267,10 @@ class _Judge:
         self.state: dict[str, Tensor] | None = None
 
     def __call__(self, trajectory: Iterator[Step], first: int, last: int) -> Outcome:
-        outcome, flops_per_pass, index = self.outcome, None, 0
+        outcome, operations, index = self.outcome, Operations(), 0
         outcome.first_label = first
-        while True:
-            # Counting slows a step down by a quarter and more; the first stands for all.
-            with Flops(enabled=flops_per_pass is None) as flops:
-                step = next(trajectory, None)
-            if step is None:
-                break
-            if flops_per_pass is None and step.passes:
-                flops_per_pass = flops.total / step.passes
-            outcome.passes, outcome.tflops = step.passes, step.passes * (flops_per_pass or 0.0) / 1e12
+        while (step := operations.next(trajectory)) is not None:
+            outcome.passes, outcome.tflops = step.passes, operations.total(step.passes) / 1e12
             index = step.index
             if step.diverged:
                 return self._ended(Status.DIVERGED, f"at step {index}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
-from speclock.environment import Flops, Meter, environment
+from speclock.environment import Flops, Meter, Operations, environment
 from speclock.errors import InputError
 from speclock.workspace import kept_in
 
@@ -112,14 +112,7 @@ class Lock(ABC):
             trained = model.in_fp32()
             guard = _Guard(self, trained, model, task, kept, least)
             steps = self.trajectory(trained, task, spectral=True, run=guard.run)
-            while True:
-                # The first step that trains is counted, and stands for all.
-                with Flops(enabled=guard.flops_per_pass is None) as flops:
-                    step = next(steps, None)
-                if step is None:
-                    break
-                if guard.flops_per_pass is None and step.passes:
-                    guard.flops_per_pass = flops.total / step.passes
+            while (step := guard.operations.next(steps)) is not None:
                 guard.passes = step.passes
                 if not guard.consider(step):
                     break
@@ -174,9 +167,8 @@ class Lock(ABC):
             "status": "diverged" if guard.diverged_at is not None else "ok",
             "diverged_at": guard.diverged_at,
             "seconds": meter.seconds,
-            "tflops": (guard.flops_per_pass or 0.0) * guard.passes / 1e12,
-            "epochs_worth": guard.flops_per_pass
-            and guard.flops_per_pass * guard.passes / epoch_flops(base, task),
+            "tflops": guard.operations.total(guard.passes) / 1e12,
+            "epochs_worth": guard.operations.total(guard.passes) / epoch_flops(base, task),
             "peak_memory_mb": meter.peak_memory_mb,
             "environment": environment(),
         }
@@ -221,8 +213,8 @@ class _Guard:
         self.best_utility = math.nan
         self.best_strength = -math.inf
         self.diverged_at: int | None = None
-        self.flops_per_pass: float | None = None
-        """Floating-point operations of a training step, those of teachers included."""
+        self.operations = Operations()
+        """Those of teachers included."""
         self.passes = 0
 
     def consider(self, step: Step) -> bool:
@@ -274,11 +266,12 @@ class _Guard:
             "curve": self.curve,
             "best": best,
             "best_state": self.best_state,
-            "flops": self.flops_per_pass,
+            "operations": vars(self.operations),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curve, self.best_state, self.flops_per_pass = state["curve"], state["best_state"], state["flops"]
+        self.curve, self.best_state = state["curve"], state["best_state"]
+        vars(self.operations).update(state["operations"])
         self.best_step, self.best_utility, self.best_strength = state["best"]
 
 
