@@ -113,3 +113,17 @@ def test_wilson_stays_within_the_unit_interval() -> None:
         low, high = proportion(p, 20)
         assert -1e-12 <= low <= p <= high + 1e-12
         assert high <= 1 + 1e-12
+
+
+def test_the_headline_names_the_lock_that_leaves_least_and_the_one_that_leaves_most() -> None:
+    locks = {
+        "falls": audited(uplift=0.9),
+        "middling": audited(),
+        "holds": audited(uplift=-0.02, utility_locked=0.943),
+    }
+    assert compare(locks, {}).headline == (
+        "holds leaves the attacker 0.0% of what the weights are worth, at −0.7 points of utility; "
+        "falls leaves the attacker 90.0% of what the weights are worth, at −1.0 points of utility."
+    )
+    nothing = {"lock": audited(uplift=None)}
+    assert "leaves the attacker." in compare(nothing, {}).headline

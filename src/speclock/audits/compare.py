@@ -10,6 +10,7 @@ from typing import Any
 
 from speclock.audits.record import TARGETS, Record
 from speclock.errors import InputError
+from speclock.numbers import percent, points
 from speclock.workspace import write_text
 
 FORMAT = "speclock-compare/2"
@@ -65,6 +66,8 @@ class Row:
     """Passes and 10¹² operations that it took."""
     flags: list[str]
     verdict: str
+    epochs_worth: float | None = None
+    """What making the lock took, in epochs of plain fine-tuning on the retain task; None where no card says."""
 
     @property
     def judged(self) -> bool:
@@ -87,6 +90,20 @@ class Comparison:
     """What a resumed command must ask for to be the same one."""
     command: str = ""
     format: str = FORMAT
+
+    @property
+    def headline(self) -> str:
+        """The lock that leaves the attacker least and the one that leaves most, with what each costs."""
+        judged = sorted((row for row in self.locks if row.judged), key=lambda row: row.uplift or 0.0)
+        if not judged:
+            return "What each lock costs, and what it leaves the attacker."
+        ends = judged if len(judged) < 2 else [judged[0], judged[-1]]
+        said = [
+            f"{row.name} leaves the attacker {percent(max(0.0, row.uplift or 0.0))} of what the weights are worth, at "
+            f"{points(row.utility_locked - row.utility_base)} of utility"
+            for row in ends
+        ]
+        return "; ".join(said) + "."
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain containers."""
@@ -156,6 +173,7 @@ def _row(name: str, record: Record) -> Row:
         excess_interval=intervals["excess"],
         flags=[flag.name for flag in record.flags],
         verdict=record.verdict,
+        epochs_worth=card.get("epochs_worth"),
         **{key: summary[key] for key in same},
     )
 
