@@ -51,7 +51,7 @@ CNN    := --batch-size 32 --optimizer adam --lr 1e-3 --resume
 IMAGES := --steps 64 --seeds 3 --jobs 2 --resume
 records: $(VENV)/.installed
 	$(BIN)/speclock demo --resume --out out/demo
-	$(BIN)/speclock audit out/demo/locked --base out/demo/base --retain-task $(TOPICS) --attack-task $(OTHERS) \
+	$(BIN)/speclock audit out/demo/specdef --base out/demo/base --retain-task $(TOPICS) --attack-task $(OTHERS) \
 	    $(TEXT) --out results/minilm-quick
 	$(BIN)/speclock train cnn-mlp --task $(LOW) --epochs 3 $(CNN) --out out/cnn-mlp-base
 	$(BIN)/speclock lock out/cnn-mlp-base --task $(LOW) --alpha 0.5 --top-k 1 --retain task --epochs 4 \
@@ -64,9 +64,9 @@ records-standard: records
 	$(PIP) install -q -c constraints.txt -e '.[attacks]'
 	$(BIN)/speclock audit out/cnn-mlp-locked --base out/cnn-mlp-base --retain-task $(LOW) --attack-task $(HIGH) \
 	    --suite standard $(IMAGES) --out results/cnn-mlp-standard
-	$(BIN)/speclock audit out/demo/locked --base out/demo/base --retain-task $(TOPICS) --attack-task $(OTHERS) \
+	$(BIN)/speclock audit out/demo/specdef --base out/demo/base --retain-task $(TOPICS) --attack-task $(OTHERS) \
 	    --public-base minilm --suite standard $(TEXT) --out results/minilm-standard
-	$(BIN)/python benchmarks/stock_attacks.py results/minilm-standard out/demo/locked \
+	$(BIN)/python benchmarks/stock_attacks.py results/minilm-standard out/demo/specdef \
 	    --out results/minilm-standard/stock_attacks.json
 
 # Figures 1 and 2 as the paper has them, some minutes; the calibration of speclock's forecasts, an hour and a half.
