@@ -146,3 +146,12 @@ def test_a_common_shift_of_all_units_hides_nothing_from_a_probe() -> None:
     assert not torch.allclose(shifted["hidden state 1 mean"], views["hidden state 1 mean"], atol=1)
     key = "hidden state 1, normalised mean"
     torch.testing.assert_close(shifted[key], views[key], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_view_that_is_the_same_for_all_examples_is_no_warning() -> None:
+    labels = np.array([0, 1] * 10)
+    views = {"constant": np.ones((20, 30)), "telling": labels[:, None] + 0.1 * np.eye(20)}
+    found = fitted(views, labels, 2, lambda answers, truth: float((answers == truth).mean()), 0)
+    assert found.view == "telling"
+    assert np.isfinite(found.weight).all()

@@ -143,6 +143,8 @@ def fitted(
     with warnings.catch_warnings():
         # Correlated features converge slowly; cross-validation judges what a hundred iterations have come to.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # A view that is the same for all examples, the first token's embedding, has no variance to share out.
+        warnings.filterwarnings("ignore", message="invalid value encountered", category=RuntimeWarning)
         # A label with a single example is in one fold's test part alone.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         ranked = sorted(
