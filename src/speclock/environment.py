@@ -10,12 +10,10 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
-
-    from speclock.training import Step
 
 _PACKAGES = (
     "speclock",
@@ -164,6 +162,14 @@ def _cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+class _Step(Protocol):
+    @property
+    def passes(self) -> int: ...
+
+
+S = TypeVar("S", bound=_Step)
+
+
 class Operations:
     """Floating-point operations of a training, from its first steps: to count slows a step down by a quarter and more.
 
@@ -177,7 +183,7 @@ class Operations:
         self.first_passes = 0
         self.per_pass: float | None = None
 
-    def next(self, steps: Iterator[Step]) -> Step | None:
+    def next(self, steps: Iterator[S]) -> S | None:
         """The next of a training's steps, counted while need be; None after the last."""
         with Flops(enabled=self.per_pass is None) as flops:
             step = next(steps, None)

@@ -155,3 +155,21 @@ def test_a_view_that_is_the_same_for_all_examples_is_no_warning() -> None:
     found = fitted(views, labels, 2, lambda answers, truth: float((answers == truth).mean()), 0)
     assert found.view == "telling"
     assert np.isfinite(found.weight).all()
+
+
+def test_the_readout_is_that_of_all_features_where_they_outnumber_the_examples() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    x = rng.normal(size=(60, 400)) + np.eye(3, 400)[labels] * 3
+    found = fitted({"only": x}, labels, 3, lambda answers, truth: float((answers == truth).mean()), 0)
+    scaler = StandardScaler().fit(x)
+    whole = [
+        LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(scaler.transform(x), labels).coef_
+        / scaler.scale_
+        for c in (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    ]
+    closest = min(float(np.linalg.norm(found.weight - W) / np.linalg.norm(W)) for W in whole)
+    assert closest < 0.1, "but for where the solver stops"

@@ -53,11 +53,8 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
     with pytest.raises(InputError, match="says nothing of a lock"):
         tune(two_layers, retain, proxy, folder=tmp_path / "c", **asked)  # type: ignore[arg-type]
     monkeypatch.setattr(module, "WORTH", -1.0)
-    whole = (
-        tune(two_layers, retain, proxy, folder=tmp_path / "a", **asked)
-        if (tmp_path / "a").mkdir() is None
-        else []
-    )  # type: ignore[arg-type]
+    (tmp_path / "a").mkdir()
+    whole = tune(two_layers, retain, proxy, folder=tmp_path / "a", **asked)  # type: ignore[arg-type]
     monkeypatch.setattr(module, "audit", counted)
     (tmp_path / "b").mkdir()
     with pytest.raises(KeyboardInterrupt):

@@ -320,3 +320,19 @@ def test_reproduce_writes_its_figure(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "figure1.json is the record of an earlier run" in capsys.readouterr().err
     assert main(["reproduce", "figur1", "--scale", "smoke", "--out", str(tmp_path)]) == 2
     assert "Did you mean 'figure1'?" in capsys.readouterr().err
+
+
+def test_the_demo_runs_its_stages_in_folders_of_their_own_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = "--task mnist@100/60 --optimizer adam --lr 1e-3 --steps 1"
+    stages = {"base": ("Training", f"train cnn-mlp {task}"), "again": ("Training on", f"train BASE {task}")}
+    monkeypatch.setattr("speclock.cli.demo.STAGES", stages)
+    asked = ["demo", "--out", str(tmp_path / "demo")]
+    assert main(asked) == 0
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["again", "base"]
+    assert main(asked) == 2
+    assert "--resume" in capsys.readouterr().err
+    written = (tmp_path / "demo/base/model.safetensors").stat().st_mtime_ns
+    assert main([*asked, "--resume"]) == 0
+    assert (tmp_path / "demo/base/model.safetensors").stat().st_mtime_ns == written, "what is finished stays"

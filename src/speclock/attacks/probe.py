@@ -134,7 +134,7 @@ def fitted(
         raise InapplicableError("no two labels have two training examples each to cross-validate with")
     folds = StratifiedKFold(int(np.clip(counts[counts > 0].min(), 2, 5)), shuffle=True, random_state=seed)
     # Turned into the span of the examples, which is all that an L2 penalty leaves weight in: where features are many
-    # and examples few, the same answers in a fraction of the time.
+    # and examples few, the same minimum in a fraction of the time.
     model = make_pipeline(
         StandardScaler(), PCA(svd_solver="full"), LogisticRegression(C=0.1, tol=1e-3, max_iter=100)
     )

@@ -93,14 +93,22 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """The lock that leaves the attacker least and the one that leaves most, with what each costs."""
+        """The lock that leaves the attacker least and the one that leaves most, with what each costs.
+
+        Shares below nothing are nothing; 95% intervals where there are seeds for them.
+        """
+
+        def share(uplift: float | None) -> str:
+            return percent(max(0.0, uplift or 0.0), 0)
+
         judged = sorted((row for row in self.locks if row.judged), key=lambda row: row.uplift or 0.0)
         if not judged:
             return "What each lock costs, and what it leaves the attacker."
         ends = judged if len(judged) < 2 else [judged[0], judged[-1]]
         said = [
-            f"{row.name} leaves the attacker {percent(max(0.0, row.uplift or 0.0))} of what the weights are worth, at "
-            f"{points(row.utility_locked - row.utility_base)} of utility"
+            f"{row.name} leaves the attacker {share(row.uplift)}"
+            + (f" ({' to '.join(map(share, row.uplift_interval))})" if row.uplift_interval else "")
+            + f" of what the weights are worth, at {points(row.utility_locked - row.utility_base)} of utility"
             for row in ends
         ]
         return "; ".join(said) + "."

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from speclock.cli.options import OUT
+from speclock.errors import InputError
 
 # A text classifier for four topics is released; somebody wants it for four others, and has 32 posts of those.
 RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@1500/1000"
@@ -52,7 +53,10 @@ def command(ctx: click.Context, out: Path, resume: bool) -> None:
     from speclock.workspace import check_free
 
     if not resume:
-        check_free(out)
+        try:
+            check_free(out)
+        except InputError as error:
+            raise InputError(f"{error} A killed demo goes on with --resume.") from error
     # From where the command runs: cards and records hold these names, which are no one else's business.
     made = {name.upper(): str(Path(os.path.relpath(out)) / name) for name in STAGES}
     for i, (name, (title, stage)) in enumerate(STAGES.items(), 1):
