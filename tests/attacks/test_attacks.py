@@ -88,8 +88,10 @@ def test_contract(attack: Attack, base: Model, digits: Task, silhouettes: Task) 
     assert silhouettes.score(attacked, "validation") == outcome.curve[-1][1], (
         "what is left is what was scored"
     )
-    again = attack(target, silhouettes, steps, **known).outcome
-    assert again.curve == outcome.curve, "same seed, same result"
+    few = min(steps, 2)
+    once = outcome if few == steps else attack(target, silhouettes, few, **known).outcome
+    again = attack(target, silhouettes, few, **known).outcome
+    assert again.curve == once.curve, "same seed, same result"
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import multiprocessing
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,53 @@ from speclock import models
 from speclock.cli import COMMANDS, main
 from speclock.models import Model
 
-# One thread: tests of several processes on few cores should not spin at each other's barriers.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 OPTIONS = ["--optimizer", "adam", "--lr", "1e-3", "--steps", "24"]
 
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Processes of their own, forked from one that has the libraries: to import those takes longer than what is tested."""
+PROCESSES.set_forkserver_preload(
+    ["speclock", "accelerate", "sklearn.linear_model", "torchvision", "transformers"]
+)
 
-def ran(*arguments: Any) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "speclock", *map(str, arguments)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+COMMAND_LINE = """
+import os, sys, torch
+from speclock.cli import entry_point
+
+torch.set_num_threads(1)  # tests of several processes on few cores should not spin at each other's barriers
+for number, path in ((1, out), (2, err)):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+sys.argv = ["speclock", *arguments]
+entry_point()
+"""
+
+
+def ended(code: str, **given: Any) -> int:
+    """Exit status of a process that ran ``code`` with the names that are given; minus the signal that killed it."""
+    process = PROCESSES.Process(target=exec, args=(code, given))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.fixture
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, str, str]]:
+    out, err = (tmp_path_factory.mktemp("streams") / name for name in ("out", "err"))
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        status = ended(COMMAND_LINE, arguments=[str(part) for part in arguments], out=out, err=err)
+        return status, out.read_text(), err.read_text()
+
+    return run
+
+
+def test_the_program_runs() -> None:
+    """In a process that is started as a user's is; the others are forked from one that has imported all."""
+    command = [sys.executable, "-m", "speclock", "inspect", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("speclock inspect: ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +109,7 @@ def test_ls_lists_what_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_the_whole_chain_in_real_processes(tmp_path: Path) -> None:
+def test_the_whole_chain_in_real_processes(tmp_path: Path, ran: Callable[..., tuple[int, str, str]]) -> None:
     base, locked, attacked, audit = (tmp_path / name for name in ("base", "locked", "attacked", "audit"))
     code, out, err = ran(
         "train", "cnn-mlp", "--task", "mnist@800/300", "--out", base, *OPTIONS, "--batch-size", 32
@@ -124,15 +163,16 @@ def test_the_whole_chain_in_real_processes(tmp_path: Path) -> None:
 
 
 DIES = """
-import os, signal, sys
+import os, signal, sys, torch
 from dataclasses import replace
 from speclock import training
 from speclock.audits import suite
 from speclock.cli import main
 
-fit, left = training.fit, float(sys.argv[1])
-# What a killed audit goes on with is the same for few families as for many.
-suite.QUICK = replace(suite.QUICK, families=suite.QUICK.families[:1] + suite.QUICK.families[-1:])
+torch.set_num_threads(1)
+fit, left = training.fit, steps
+# What a killed audit goes on with is the same for one family as for many.
+suite.QUICK = replace(suite.QUICK, families=suite.QUICK.families[:1])
 
 def fatal(*arguments, **settings):
     global left
@@ -144,7 +184,7 @@ def fatal(*arguments, **settings):
 
 training.fit = fatal
 training.Checkpoint.due = lambda self: True
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(arguments))
 """
 """The command line in a process that kills itself after so many steps, whatever the machine's speed."""
 
@@ -170,20 +210,18 @@ def test_kill_9_and_resume_give_the_same_result(
             return [card[key] for key in ("fingerprint", "curve", "chosen_step", "utility_locked")]
         return json.loads((out / "audit.json").read_text())["summary"]
 
-    def ended(steps: float, *arguments: Any) -> int:
-        # Each in a process like the others: with another number of threads sums round differently.
-        words = [sys.executable, "-c", DIES, str(steps), *map(str, arguments)]
-        return subprocess.run(words, env=ENVIRONMENT, check=False).returncode
+    def dies_after(steps: float, *arguments: Any) -> int:
+        return ended(DIES, steps=steps, arguments=[str(part) for part in arguments])
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert ended(math.inf, *arguments(whole)) == 0
+    assert dies_after(math.inf, *arguments(whole)) == 0
     partial = killed.with_name("killed.partial")
     for steps, resume in ((first, []), (second, ["--resume"])):
-        assert ended(steps, *arguments(killed), *resume) == -signal.SIGKILL
+        assert dies_after(steps, *arguments(killed), *resume) == -signal.SIGKILL
         assert partial.exists()
         assert not killed.exists()
     assert main([str(part) for part in arguments(killed)]) == 2, "it asks for --resume"
-    assert ended(math.inf, *arguments(killed), "--resume") == 0
+    assert dies_after(math.inf, *arguments(killed), "--resume") == 0
     assert result(killed) == result(whole)
     assert main([str(part) for part in [*arguments(killed), "--resume"]]) == 0, "nothing is left to do"
     assert not partial.exists()
