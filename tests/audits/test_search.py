@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,14 @@ def test_where_all_diverge_lower_rates_are_tried() -> None:
     runs = search(around(FineTune, 1e-2), lambda lr: None if lr > 2e-6 else 0.5)
     assert runs[1e-6].best == 0.5
     assert len(search(around(FineTune, 1e-2), lambda lr: None)) == 8, "down to the lowest, and then no more"
+
+
+def test_what_does_not_fit_the_model_is_tried_at_the_listed_rates_alone() -> None:
+    def attempt(attack: Attack, watch: Watch) -> RunRecord:
+        return replace(run_of(attack, []), status="failed", reason="no two layers can be multiplied")
+
+    tried = list(searched(around(FineTune, 1e-4), attempt, Pruning(0.1, 400, STEPS)))
+    assert [run.config["lr"] for run in tried] == [1e-4, 1e-5, 1e-3]
 
 
 @pytest.mark.parametrize("above", [1e-3, 1e-2, 1e-4])

@@ -57,6 +57,8 @@ def best_of(runs: dict[float, RunRecord]) -> float | None:
 
 def _next(runs: dict[float, RunRecord], learnt: float, family: Family) -> float | None:
     """The rate to try next; None once the best has neighbours on both sides half a decade off."""
+    if all(run.status == "failed" for run in runs.values()):
+        return None  # what does not fit a model at one rate fits at none
     best = best_of(runs)
     if (best is None or (runs[best].best or 0.0) <= learnt) and (rate := _below_the_edge(runs)) is not None:
         return rate

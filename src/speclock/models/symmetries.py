@@ -60,34 +60,39 @@ class Rescaling(ABC):
     def balance_(self) -> float:
         """Rescale to where no side is heavier than the other; the largest |log d| that this took."""
 
-    def preserves(self, module: nn.Module, run: Run, seed: int = 0) -> bool:
-        """Whether random factors leave the module's answers as they are."""
+    def preserves(self, module: nn.Module, run: Run, before: Tensor, seed: int = 0) -> bool:
+        """Whether random factors leave the module's answers as they were ``before``."""
         generator = torch.Generator().manual_seed(seed)
         d = torch.rand(self.units, generator=generator).add_(0.5)
-        return compensates(module, run, self.sides(), lambda: self.scale_(d.to(self.tensors()[0])))
+        return compensates(module, run, before, self.sides(), lambda: self.scale_(d.to(self.tensors()[0])))
 
 
 @torch.no_grad()
 def compensates(
-    module: nn.Module, run: Run, sides: tuple[list[Tensor], list[Tensor]], change_: Callable[[], None]
+    module: nn.Module,
+    run: Run,
+    before: Tensor,
+    sides: tuple[list[Tensor], list[Tensor]],
+    change_: Callable[[], None],
 ) -> bool:
-    """Whether a change of both sides leaves the module's answers as they are, and that of the first alone does not.
+    """Whether a change of both sides leaves the module's answers as they were ``before``, and that of the first alone
+    does not.
 
     Without the latter a layer that hardly matters (a fresh model's queries, or two of its heads, which attend alike)
     would go with any other.
     """
     kept = [[(t, t.detach().clone()) for t in side] for side in sides]
-    before = wiring.outputs(module, run)
     change_()
-    after = wiring.outputs(module, run)
+    moved = (wiring.outputs(module, run) - before).norm()
     for t, value in kept[1]:
         t.copy_(value)
-    alone = wiring.outputs(module, run)
+    same = bool(moved <= SAME * before.norm())
+    if same:
+        alone = (wiring.outputs(module, run) - before).norm()
+        same = bool(moved <= COMPENSATED * alone + 2e-6 * before.norm())  # the latter is rounding
     for t, value in kept[0]:
         t.copy_(value)
-    moved = (after - before).norm()
-    rounding = 2e-6 * before.norm()
-    return bool(moved <= SAME * before.norm() and moved <= COMPENSATED * (alone - before).norm() + rounding)
+    return same
 
 
 @dataclass(frozen=True)
@@ -188,14 +193,15 @@ def rescalings(module: nn.Module, run: Run, reach: int = 2, seed: int = 0) -> It
     """Every rescaling between layers that are called at most ``reach`` calls apart, and between norms and their
     readers, that leaves the module's answers on ``run``'s inputs as they are."""
     order = [module.get_submodule(name) for name in wiring.call_order(module, run)]
+    before = wiring.outputs(module, run)
     for i, A in enumerate(order):
         for B in order[i + 1 : i + 1 + reach]:
             for serial in (True, False):
                 between = Between(A, B, serial)  # type: ignore[arg-type]
-                if between.fits() and between.preserves(module, run, seed):
+                if between.fits() and between.preserves(module, run, before, seed):
                     yield between
     for gains in _gains(module, run):
-        if gains.preserves(module, run, seed):
+        if gains.preserves(module, run, before, seed):
             yield gains
 
 
@@ -273,13 +279,13 @@ class Mixing:
                 _blockwise_(self.B.bias[:, None], each.mT, self.block)
 
     @torch.no_grad()
-    def preserves(self, module: nn.Module, run: Run, seed: int = 0) -> bool:
-        """Whether random mixing leaves the module's answers as they are."""
+    def preserves(self, module: nn.Module, run: Run, before: Tensor, seed: int = 0) -> bool:
+        """Whether random mixing leaves the module's answers as they were ``before``."""
         generator = torch.Generator().manual_seed(seed)
         shape = (self.blocks, self.block, self.block)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64) / self.block**0.5
         M = (torch.eye(self.block, dtype=torch.float64) + 0.3 * noise).to(self.A.weight.device)
-        return compensates(module, run, self.sides(), lambda: self.mix_(M, torch.linalg.inv(M)))
+        return compensates(module, run, before, self.sides(), lambda: self.mix_(M, torch.linalg.inv(M)))
 
 
 def _blockwise_(rows: Tensor, M: Float[Tensor, "h b b"], block: int) -> None:
@@ -295,13 +301,14 @@ def mixings(
     leaves the module's answers as they are."""
     order = [module.get_submodule(name) for name in wiring.call_order(module, run)]
     linear = [layer for layer in order if isinstance(layer, nn.Linear)]
+    before = wiring.outputs(module, run)
     for i, A in enumerate(linear):
         for B in linear[i + 1 : i + 1 + reach]:
             for serial in (True, False):
                 sizes = (
                     Mixing(A, B, size, serial) for size in sorted({A.out_features, *blocks}, reverse=True)
                 )
-                fits = (m for m in sizes if m.fits() and m.preserves(module, run, seed))
+                fits = (m for m in sizes if m.fits() and m.preserves(module, run, before, seed))
                 yield from itertools.islice(fits, 1)
 
 
