@@ -15,6 +15,18 @@ EXPERIMENTS = Registry(
             "speclock.experiments.figure2:Figure2",
             "iterations and bound against the multiple of σ_max",
         ),
+        "figure4": (
+            "speclock.experiments.figure4:Figure4",
+            "preconditioners on a locked cnn-mlp",
+        ),
+        "table1-image": (
+            "speclock.experiments.table1_image:Table1Image",
+            "a locked ResNet18 trained for other images",
+        ),
+        "table3": (
+            "speclock.experiments.table3:Table3",
+            "a class unlearned, locked and relearned",
+        ),
         "prediction": (
             "speclock.experiments.prediction:Prediction",
             "rates and slowdowns foretold from curvature",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -110,6 +110,13 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
         write_text(target, json.dumps(record, indent=1))
     work.close()
     return record
+
+
+def once(file: Path, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, JSON-able, in this run or in one before it that left it in ``file``."""
+    if not file.exists():
+        write_text(file, json.dumps(make()))
+    return json.loads(file.read_text())
 
 
 def save_figure(experiment: Experiment, rows: list[Row], out: Path) -> None:

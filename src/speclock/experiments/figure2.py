@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -27,9 +27,8 @@ from speclock.curvature import (
     transformer_bounds,
 )
 from speclock.curvature.transformer import Head, forward
-from speclock.experiments.base import Experiment, Row, row
+from speclock.experiments.base import Experiment, Row, once, row
 from speclock.spectra import top_part, weight_matrices
-from speclock.workspace import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,10 +134,7 @@ class Figure2(Experiment):
     def rows(self, kept: Path) -> list[Row]:
         rows = []
         for name, architecture in ARCHITECTURES.items():
-            file = kept / f"{name}.json"
-            if not file.exists():
-                write_text(file, json.dumps(self._rows_of(name, architecture)))
-            rows += json.loads(file.read_text())
+            rows += once(kept / f"{name}.json", partial(self._rows_of, name, architecture))
         return rows
 
     def _rows_of(self, name: str, architecture: Architecture) -> list[Row]:

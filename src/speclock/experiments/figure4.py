@@ -1,0 +1,80 @@
+"""Figure 4: preconditioned optimizers against a lock, on a small network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from speclock.experiments.base import Row
+from speclock.experiments.locking import Other, Printed
+from speclock.experiments.table1_image import ADAMW, Table1Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SGD = Printed(optimizer="sgd", lr=0.1, middle=0.1, quoted=True)
+
+
+def _cifar10(size: str) -> tuple[Other, ...]:
+    # The figure has curves and no numbers; its locked ones stay at chance.
+    return (Other(column="CIFAR10", task=f"cifar10{size}", locked=0.10, stand_in=True),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure4(Table1Image):
+    """Appendix C: a four-layer MLP on a two-layer CNN, Table 1's setting. The paper gives no rates of L-BFGS and of the
+    natural gradient, which it calls ineffective; ours are the first of their searches."""
+
+    model: str = "cnn-mlp"
+    others: tuple[Other, ...] = _cifar10("")
+    attacks: tuple[Printed, ...] = (
+        _SGD,
+        ADAMW,
+        Printed(optimizer="kron", lr=1e-3, middle=1e-3, quoted=True),
+        Printed(optimizer="xmat", lr=1e-2, middle=1e-2, quoted=True),
+        Printed(optimizer="lbfgs", lr=1.0, middle=1.0),
+        Printed(optimizer="natural-gradient", lr=1e-2, middle=1e-2),
+    )
+
+    name: ClassVar[str] = "figure4"
+    title: ClassVar[str] = "Preconditioners on a locked network: utility kept, and training for another task"
+    scales: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": {
+            **Table1Image.scales["smoke"],
+            "our_locks": (),
+            "others": _cifar10("@40/40/40"),
+            "attacks": (_SGD, ADAMW),
+        },
+        "small": {**Table1Image.scales["small"], "others": _cifar10("@6000/2000"), "epochs": 4},
+        "paper": {},
+    }
+
+    def draw(self, rows: list[Row]) -> Figure:
+        """As the paper has it: the score over the steps for each optimizer at its printed rate, base and locked."""
+        from matplotlib.figure import Figure as Canvas
+
+        from speclock.report.plots import COLORS
+
+        figure = Canvas(figsize=(2.4 * len(self.attacks) + 0.8, 2.8), layout="constrained")
+        grid = figure.subplots(1, len(self.attacks), squeeze=False, sharey=True)[0]
+        for axes, attack in zip(grid, self.attacks, strict=True):
+            for r in rows:
+                if r["block"] != "as printed" or r["optimizer"] != attack.optimizer:
+                    continue
+                for i, curve in enumerate(r["curves"]):
+                    steps, scores = zip(*curve, strict=True) if curve else ((), ())
+                    label = r["target"] if i == 0 else None
+                    axes.plot(steps, scores, color=COLORS[r["target"]], lw=1, label=label)
+            for r in rows:
+                if r["block"] == "searched" and r["target"] == "locked" and r["lock"] == self.lock:
+                    axes.axhline(r["measured"], color=COLORS["locked"], lw=0.8, ls=(0, (1, 2)))
+                    axes.axhline(r["floor"], color=COLORS["muted"], lw=0.8, ls=(0, (4, 2)))
+            axes.set_title(f"{attack.optimizer}, lr {attack.lr:g}", fontsize=9)
+            axes.set_xscale("log")
+            axes.set_xlabel("step")
+            axes.set_ylim(0, 1)
+        grid[0].set_ylabel("score")
+        grid[-1].plot([], [], color=COLORS["locked"], lw=0.8, ls=(0, (1, 2)), label="locked, searched")
+        grid[-1].plot([], [], color=COLORS["muted"], lw=0.8, ls=(0, (4, 2)), label="floor")
+        grid[-1].legend(frameon=False, fontsize=7)
+        return figure

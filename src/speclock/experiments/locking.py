@@ -1,0 +1,365 @@
+"""A model is locked, and then trained for other tasks: what Table 1 and Figure 4 have in common.
+
+Four blocks of rows. *As printed*: the paper's one setting of each optimizer, on base and locked model. *Searched*: an
+audit, in which each optimizer's rate is searched on every target and the locked model is repaired too. *Floor*: what
+the attacker has without the weights. *Our locks*: the same audit of locks that the paper does not have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import speclock
+from speclock import models, tasks
+from speclock.attacks.base import Status
+from speclock.attacks.finetune import FineTune
+from speclock.attacks.heal import Heal
+from speclock.attacks.probe import Probe
+from speclock.attacks.repair import Clip
+from speclock.audits.record import Record, read
+from speclock.audits.suite import Family, Suite, around
+from speclock.experiments.base import Experiment, Row, once, row
+from speclock.forecast.measurement import sharpness
+from speclock.locks.base import Locked
+from speclock.locks.card import read_card
+from speclock.locks.composition import lock_named
+from speclock.models import Model
+from speclock.recipe import TrainingRecipe
+from speclock.spectra import singular_values, weight_matrices
+from speclock.tasks.base import Task
+from speclock.training import Checkpoint, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def locked_in(
+    folder: Path, lock: str, base: Callable[[], Model], retain: Task, options: Mapping[str, Any] | None = None
+) -> Locked:
+    """What ``lock`` makes of the base, kept in ``folder``; a killed run goes on from beside it."""
+    if not folder.exists():
+        states = folder.with_name(f"{folder.name}-states")
+        states.mkdir(exist_ok=True)
+        made = lock_named(lock, options)(base(), retain, folder=states)
+        models.save(made.model, folder, extra={"speclock.json": json.dumps(made.card)})
+    card = read_card(folder)
+    assert card is not None
+    return Locked(models.load(str(folder)), card)
+
+
+def audited_in(place: Path, **asked: Any) -> Record:
+    """The audit's record, kept in ``place``."""
+    if not place.exists():
+        record = speclock.audit(**asked)
+        place.mkdir()
+        record.save(place)
+    return read(place)
+
+
+def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any) -> Iterator[Row]:
+    """What an audit found on each of the targets that there are, and the floor beside it."""
+    summary = record.summary
+    for target in targets:
+        if (best := summary[f"best_{target}"]) is None:
+            continue
+        found = row(
+            [best],
+            **what,
+            block="searched",
+            target=target,
+            lock="" if target == "base" else lock,
+            strongest_attack=summary["strongest_attacks"][target],
+            floor=summary["floor"],
+            floor_by=summary["floor_by"],
+            steps=record.suite["budget"],
+        )
+        found["ci"] = summary["intervals"].get(f"best_{target}")
+        if target == "locked":
+            quoted = ("uplift", "uplift_uninformed", "worth", "slowdown", "utility_base", "utility_locked")
+            found |= {name: summary[name] for name in quoted}
+            found |= {"verdict": record.verdict, "flags": [flag.name for flag in record.flags]}
+        yield found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """A task that the model was not released for: one column of the table."""
+
+    column: str
+    task: str
+    base: float | None = None
+    """What the paper has for the base, as a fraction."""
+    locked: float | None = None
+    """And for the locked model."""
+    stand_in: bool = False
+    """Whether the data are not the paper's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """One optimizer at the paper's rate, and where our search of its rate starts."""
+
+    optimizer: str
+    lr: float
+    middle: float
+    weight_decay: float = 0.0
+    quoted: bool = False
+    """Whether the paper's numbers are this one's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Locking(Experiment):
+    """The base is trained and locked once; seeds are those of the attacks, each with a fresh head and order of data."""
+
+    model: str
+    retain: str
+    utility: tuple[float, float]
+    """The paper's utility of base and locked model."""
+    training: dict[str, Any]
+    """How the base is trained."""
+    lock: str
+    """The paper's lock, as `speclock lock --lock` has it; its utility is not guarded."""
+    our_locks: tuple[str, ...]
+    others: tuple[Other, ...]
+    attacks: tuple[Printed, ...]
+    schedule: str = "constant"
+    batch_size: int = 32
+    epochs: float = 10
+    """Passes over the other task's training split, as printed."""
+    searched_steps: int
+    """Budget of each run of the audits."""
+    max_length: int = 128
+    seeds: int = 3
+    jobs: int = 2
+
+    def rows(self, kept: Path) -> list[Row]:
+        at = _Place(self, kept)
+        rows = [*at.utilities(), *at.spectra(), *at.curvatures()]
+        for other in self.others:
+            rows += at.printed(other)
+            for lock in at.locks:
+                rows += at.searched(other, lock)
+        return rows
+
+    def draw(self, rows: list[Row]) -> Figure:
+        """For each other task, what base and locked model reach as printed and under the search, and the floor."""
+        from matplotlib.figure import Figure as Canvas
+
+        from speclock.report.plots import COLORS
+
+        columns = [other.column for other in self.others]
+        figure = Canvas(figsize=(2.6 * len(columns) + 1.4, 3.4), layout="constrained")
+        grid = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for axes, column in zip(grid, columns, strict=True):
+            found = [r for r in rows if r.get("column") == column]
+            floor = next((r["floor"] for r in found if r["block"] == "searched"), None)
+            names = []
+            for r in found:
+                if r["block"] == "as printed":
+                    name = f"{r['optimizer']}, as printed"
+                elif r["target"] in ("base", "locked"):
+                    name = "searched" if r["lock"] in ("", self.lock) else f"{r['lock']}, searched"
+                else:
+                    continue
+                if name not in names:
+                    names.append(name)
+                low, high = r["ci"] or (r["measured"], r["measured"])
+                x = names.index(name) + (0.12 if r["target"] == "locked" else -0.12)
+                axes.errorbar(
+                    [x],
+                    [r["measured"]],
+                    [[max(0.0, r["measured"] - low)], [max(0.0, high - r["measured"])]],
+                    fmt="o" if r["target"] == "locked" else "s",
+                    color=COLORS[r["target"]],
+                    ms=5,
+                    lw=1,
+                )
+            if floor is not None:
+                axes.axhline(floor, color=COLORS["muted"], lw=1, ls=(0, (4, 2)))
+            axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+            axes.set_title(column, fontsize=10)
+            axes.set_ylim(0, 1)
+        grid[0].set_ylabel("score on the test split")
+        for name, marker in (("base", "s"), ("locked", "o")):
+            grid[-1].plot([], [], marker, color=COLORS[name], label=name)
+        grid[-1].plot([], [], color=COLORS["muted"], ls=(0, (4, 2)), label="floor")
+        grid[-1].legend(frameon=False, fontsize=8)
+        return figure
+
+
+@dataclass
+class _Place:
+    """One experiment in its folder: what was made is found again."""
+
+    of: Locking
+    kept: Path
+
+    @property
+    def locks(self) -> tuple[str, ...]:
+        """The paper's lock first."""
+        return (self.of.lock, *self.of.our_locks)
+
+    def task(self, name: str) -> Task:
+        return tasks.load(name, tasks.Reading(max_length=self.of.max_length)).divided()
+
+    # -- models --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def retain(self) -> Task:
+        return self.task(self.of.retain)
+
+    @cached_property
+    def base(self) -> Model:
+        folder = self.kept / "base"
+        if not folder.exists():
+            recipe = TrainingRecipe(**self.of.training)
+            base = models.load(self.of.model, labels=self.retain.labels, seed=recipe.seed)
+            states = self.kept / "base-states"
+            states.mkdir(exist_ok=True)
+            train(base, self.retain, recipe, checkpoint=Checkpoint(states))
+            models.save(base, folder)
+        return models.load(str(folder))
+
+    def locked(self, lock: str) -> Locked:
+        folder = self.kept / f"lock-{self.locks.index(lock)}"
+        return locked_in(folder, lock, lambda: self.base, self.retain)
+
+    # -- rows ----------------------------------------------------------------------------------------------
+
+    def utilities(self) -> Iterator[Row]:
+        paper = {"": self.of.utility[0], self.of.lock: self.of.utility[1]}
+        for lock in ("", *self.locks):
+            score = self.locked(lock).card["utility_locked"] if lock else self.retain.score(self.base)
+            target = "locked" if lock else "base"
+            yield row(
+                [score], paper=paper.get(lock), block="utility", target=target, lock=lock, task=self.of.retain
+            )
+
+    def spectra(self) -> Iterator[Row]:
+        """The mean over all weight matrices of σ₁."""
+        for lock in ("", *self.locks):
+            model = self.locked(lock).model if lock else self.base
+            tops = [float(singular_values(w.matrix.detach(), 1)[0]) for w in weight_matrices(model.module)]
+            yield row(
+                [sum(tops) / len(tops)],
+                block="spectrum",
+                target="locked" if lock else "base",
+                lock=lock,
+                largest=max(tops),
+            )
+
+    def curvatures(self) -> Iterator[Row]:
+        """λ_max(H) of base and locked model on the same examples of the first other task, each under the same head."""
+        task = self.task(self.of.others[0].task)
+        for lock in ("", *self.locks):
+            number = self.locks.index(lock) if lock else "base"
+
+            def measured(lock: str = lock) -> list[float]:
+                model = self.locked(lock).model if lock else self.base
+                return [sharpness(model, task, seed=seed).start.value for seed in range(self.of.seeds)]
+
+            yield row(
+                once(self.kept / f"curvature-{number}.json", measured),
+                block="curvature",
+                target="locked" if lock else "base",
+                lock=lock,
+                task=task.name,
+            )
+
+    def printed(self, other: Other) -> Iterator[Row]:
+        task = self.task(other.task)
+        steps = max(1, round(self.of.epochs * (len(task.train) // self.of.batch_size)))
+        for attack in self.of.attacks:
+            for target in ("base", "locked"):
+                runs = [
+                    once(
+                        self.kept / f"printed-{other.column}-{attack.optimizer}-{target}-{seed}.json",
+                        partial(self._run, attack, target, task, steps, seed),
+                    )
+                    for seed in range(1, self.of.seeds + 1)
+                ]
+                yield row(
+                    [run["score"] for run in runs],
+                    paper=getattr(other, target) if attack.quoted else None,
+                    stand_in=other.stand_in,
+                    block="as printed",
+                    column=other.column,
+                    task=other.task,
+                    target=target,
+                    lock=self.of.lock if target == "locked" else "",
+                    optimizer=attack.optimizer,
+                    lr=attack.lr,
+                    steps=steps,
+                    chance=task.chance,
+                    diverged=sum(run["diverged"] for run in runs),
+                    curves=[run["curve"] for run in runs],
+                )
+
+    def _run(self, attack: Printed, target: str, task: Task, steps: int, seed: int) -> dict[str, Any]:
+        """The score that the last step leaves, as the paper takes it; of a run that diverged, chance."""
+        model = self.base if target == "base" else self.locked(self.of.lock).model
+        how = FineTune(
+            optimizer=attack.optimizer,
+            lr=attack.lr,
+            weight_decay=attack.weight_decay,
+            batch_size=self.of.batch_size,
+            schedule=self.of.schedule,
+            clip=None,
+            seed=seed,
+        )
+        attacked, outcome = how(model, task, steps, utility=False)
+        diverged = outcome.status is not Status.OK
+        score = task.chance if diverged else task.score(attacked)
+        return {"score": score, "diverged": diverged, "curve": outcome.curve, "seconds": outcome.seconds}
+
+    def searched(self, other: Other, lock: str) -> Iterator[Row]:
+        number = self.locks.index(lock)
+        # The control of a lock is the same whatever task is attacked, and the base's runs whatever the lock.
+        work = self.kept / f"work-{number}"
+        work.mkdir(exist_ok=True)
+        record = audited_in(
+            self.kept / f"audit-{other.column}-{number}",
+            base=self.base,
+            locked=self.locked(lock),
+            retain=self.retain,
+            attack=self.task(other.task),
+            suite=self.suite(),
+            seeds=self.of.seeds,
+            jobs=self.of.jobs,
+            folder=work,
+            shared=self.kept,
+            floors=self.kept,
+        )
+        targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
+        what = {"column": other.column, "task": other.task, "stand_in": other.stand_in}
+        yield from searched_rows(record, lock, targets, **what)
+
+    def suite(self) -> Suite:
+        """Each of the table's optimizers with its rate searched, and what repairs a locked model first."""
+        size: dict[str, Any] = {"batch_size": self.of.batch_size}
+        adamw = next((a.middle for a in self.of.attacks if a.optimizer == "adamw"), 1e-3)
+        return Suite(
+            name=self.of.name,
+            version=1,
+            steps=self.of.searched_steps,
+            families=(
+                *(
+                    around(
+                        FineTune,
+                        a.middle,
+                        optimizer=a.optimizer,
+                        **size,
+                        **({"clip": None} if a.optimizer == "lbfgs" else {}),
+                    )
+                    for a in self.of.attacks
+                ),
+                around(Clip, adamw, **size),
+                around(Heal, adamw, healing=self.of.searched_steps // 2, **size),
+                Family((Probe(),)),
+            ),
+        )
