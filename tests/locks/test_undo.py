@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import speclock
@@ -175,6 +176,16 @@ def test_a_first_convolution_keeps_the_channels_directions_that_are_read(base: M
     assert not torch.allclose(W, before)
     assert W.std() == pytest.approx(float(before.std()), rel=0.3)
     assert kept[1] > 1.2 * kept[2]
+
+
+def test_a_module_that_reads_the_first_convolution_is_no_hindrance(digits: Task) -> None:
+    """The card counts operations while the directions are found that this module reads."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    model = wrap(nn.Sequential(*layers), modality="image", labels=digits.labels)
+    train(model, digits, TrainingRecipe(optimizer="adam", lr=3e-3, steps=60, batch_size=32))
+    card = speclock.lock(model, digits, Undo(steps=1, evaluations=1, max_utility_drop=1.0)).card
+    assert card["strength_locked"] > 0.3
 
 
 def test_what_is_to_be_forgotten_is_not_taught(base: Model, digits: Task, tmp_path: Path) -> None:

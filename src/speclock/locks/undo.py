@@ -288,7 +288,8 @@ def _read_directions(base: Model, task: Task) -> Float[Tensor, "d d"]:
     held: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        held.append(output.detach().requires_grad_())
+        # No leaf: at one that goes into a module, the counter of operations breaks off.
+        held.append(output.detach().requires_grad_().clone())
         return held[-1]
 
     hook = layer.register_forward_hook(keep)
