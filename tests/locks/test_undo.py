@@ -185,7 +185,7 @@ def test_a_module_that_reads_the_first_convolution_is_no_hindrance(digits: Task)
     model = wrap(nn.Sequential(*layers), modality="image", labels=digits.labels)
     train(model, digits, TrainingRecipe(optimizer="adam", lr=3e-3, steps=60, batch_size=32))
     card = speclock.lock(model, digits, Undo(steps=1, evaluations=1, max_utility_drop=1.0)).card
-    assert card["strength_locked"] > 0.5
+    assert card["strength_locked"] > 0.3
 
 
 def test_what_is_to_be_forgotten_is_not_taught(base: Model, digits: Task, tmp_path: Path) -> None:
