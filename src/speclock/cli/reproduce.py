@@ -18,23 +18,47 @@ from speclock.registry import unknown
     "--scale", default="small", show_default=True, help="smoke (seconds), small (minutes) or paper."
 )
 @click.option("--out", required=True, type=OUT, help="Folder for NAME.json, NAME.svg and NAME.png.")
-@click.option("--resume", is_flag=True, help="Go on with a killed run.")
+@click.option(
+    "--page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where `all` writes what the records say of the paper's claims.  [default: OUT/results.md]",
+)
+@click.option("--resume", is_flag=True, help="Go on with a killed run; `all` always does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
-def command(name: str, scale: str, out: Path, resume: bool, as_json: bool) -> None:
+def command(name: str, scale: str, out: Path, page: Path | None, resume: bool, as_json: bool) -> None:
     """Run experiment NAME (speclock ls experiments), or all of them, and write its record and figure.
+
+    `all` makes the records that are missing from --out, whatever the scale of those that are there, and a page that
+    says which of the paper's claims hold.
 
     Example: speclock reproduce figure1 --scale paper --out results/figures
     """
     from speclock.errors import InputError
-    from speclock.experiments.base import reproduce
+    from speclock.experiments.base import made_otherwise, reproduce
+    from speclock.experiments.page import page as page_of
+    from speclock.workspace import write_text
 
     if name not in EXPERIMENTS and name != "all":
         raise InputError(unknown("experiment", name, [*EXPERIMENTS, "all"]))
+    records = {}
     for each in EXPERIMENTS if name == "all" else [name]:
-        record = reproduce(each, scale, out, resume=resume)
+        there = out / f"{each}.json"
+        if name == "all" and there.exists():
+            record = json.loads(there.read_text(encoding="utf-8"))
+            if made_otherwise(record):
+                click.echo(
+                    f"{there} was made with other settings; delete it to have it made again.", err=True
+                )
+        else:
+            record = reproduce(each, scale, out, resume=resume or name == "all")
+        records[each] = record
         if as_json:
             click.echo(json.dumps(record, indent=1))
         else:
             click.echo(
                 f"{out / each}.json, .svg and .png: {len(record['rows'])} rows in {record['seconds']:.0f} s"
             )
+    if name == "all":
+        place = page or out / "results.md"
+        write_text(place, page_of(records, out, place))
+        click.echo(str(place), err=as_json)

@@ -19,6 +19,8 @@ from speclock.workspace import Workspace, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from speclock.experiments.claims import Claim
+
 SCALES = ("smoke", "small", "paper")
 """Seconds, minutes, and what the paper ran."""
 
@@ -65,6 +67,10 @@ class Experiment(ABC):
     def draw(self, rows: list[Row]) -> Figure:
         """The figure, from the rows alone."""
 
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        """What the record says of the paper's sentences; none by default."""
+        return []
+
     def beside(self, rows: list[Row]) -> Mapping[str, str]:
         """Further files, name to content; none by default."""
         return {}
@@ -78,8 +84,7 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
     if scale not in SCALES:
         raise InputError(f"scale is {scale!r}; use one of {', '.join(SCALES)}.")
     experiment: Experiment = EXPERIMENTS[name].at(scale)
-    request = {"experiment": name, "scale": scale, "settings": dataclasses.asdict(experiment)}
-    request = json.loads(json.dumps(request))
+    request = {"experiment": name, "scale": scale, "settings": _settings(experiment)}
     target = out / f"{name}.json"
     if target.exists():
         record: dict[str, Any] = json.loads(target.read_text())
@@ -110,6 +115,17 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
         write_text(target, json.dumps(record, indent=1))
     work.close()
     return record
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    return settings
+
+
+def made_otherwise(record: Mapping[str, Any]) -> bool:
+    """Whether the experiment has other settings today than when the record was made at its scale."""
+    experiment: Experiment = EXPERIMENTS[record["experiment"]].at(record["scale"])
+    return _settings(experiment) != record["settings"]
 
 
 def once(file: Path, make: Callable[[], Any]) -> Any:

@@ -28,6 +28,7 @@ from speclock.curvature import (
 )
 from speclock.curvature.transformer import Head, forward
 from speclock.experiments.base import Experiment, Row, once, row
+from speclock.experiments.claims import FALLS, HOLDS, Claim
 from speclock.spectra import top_part, weight_matrices
 
 if TYPE_CHECKING:
@@ -223,6 +224,25 @@ class Figure2(Experiment):
         # A vacuous bound is held by any curvature.
         ratio = abs(sigma.value) / best.value if best.value else math.inf
         return ratio, f"{best.statement} ({best.matrix})" if best.value else f"vacuous: {best.vacuous}"
+
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        found = []
+        for name in ARCHITECTURES:
+            of = [r for r in rows if r["architecture"] == name]
+            rank = next(r["measured"] for r in of if r["quantity"] == "rank correlation of iterations")
+            unfinished = any(r.get("unfinished") for r in of)
+            found.append(
+                Claim(
+                    f"{name}: iterations grow with σ_max of the weights",
+                    f"{HOLDS if rank > 0.8 else FALLS}: rank correlation {rank:.2f}"
+                    + (", some runs did not end" if unfinished else ""),
+                )
+            )
+            ratios = [r for entry in of if entry["quantity"].startswith("σ_max") for r in entry["seeds"]]
+            held = HOLDS if min(ratios) >= 1 else FALLS
+            spread = f"σ_max(H) is {min(ratios):.3g} to {max(ratios):.3g} times the bound"
+            found.append(Claim(f"{name}: the bound on σ_max(H) holds", f"{held}: {spread}"))
+        return found
 
     def draw(self, rows: list[Row]) -> Figure:
         from matplotlib.figure import Figure as Canvas

@@ -24,6 +24,7 @@ from speclock.attacks.repair import Clip
 from speclock.audits.record import Record, read
 from speclock.audits.suite import Family, Suite, around
 from speclock.experiments.base import Experiment, Row, once, row
+from speclock.experiments.claims import Claim, curvature, trained_no_more, utility
 from speclock.forecast.measurement import sharpness
 from speclock.locks.base import Locked
 from speclock.locks.card import read_card
@@ -77,6 +78,7 @@ def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any
             floor=summary["floor"],
             floor_by=summary["floor_by"],
             steps=record.suite["budget"],
+            chance=summary["chance"],
         )
         found["ci"] = summary["intervals"].get(f"best_{target}")
         if target == "locked":
@@ -145,6 +147,10 @@ class Locking(Experiment):
             for lock in at.locks:
                 rows += at.searched(other, lock)
         return rows
+
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        columns = [trained_no_more(rows, other.column) for other in self.others]
+        return [*utility(rows), *curvature(rows), *columns]
 
     def draw(self, rows: list[Row]) -> Figure:
         """For each other task, what base and locked model reach as printed and under the search, and the floor."""

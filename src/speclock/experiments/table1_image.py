@@ -50,7 +50,9 @@ class Table1Image(Locking):
             "training": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 40},
             "lock": f"{LOCK},steps=6,evaluations=1,max_utility_drop=1",
             "our_locks": (f"{UNDO},steps=6,evaluations=1",),
-            "others": (Other(column="KMNIST", task="kmnist@40/40/40", base=0.80, locked=0.10, stand_in=True),),
+            "others": (
+                Other(column="KMNIST", task="kmnist@40/40/40", base=0.80, locked=0.10, stand_in=True),
+            ),
             "attacks": (ADAMW,),
             "epochs": 2,
             "searched_steps": 2,

@@ -13,9 +13,11 @@ from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audits.suite import Suite, around
 from speclock.experiments.base import Experiment, Row, once, row
+from speclock.experiments.claims import FALLS, HOLDS, Claim, search_of
 from speclock.experiments.locking import audited_in, locked_in, searched_rows
 from speclock.locks.base import Locked
 from speclock.models import Model
+from speclock.numbers import percent
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
 from speclock.tasks.forget import forget, relearn
@@ -178,6 +180,36 @@ class Table3(Experiment):
             )
             targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
             yield from searched_rows(record, lock, targets, stand_in=True)
+
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        of = {(r["model"], r["label"]): r["measured"] for r in rows if r["block"] == "as printed"}
+        others = [label for model, label in of if model == "base" and label != self.label]
+
+        def said(model: str) -> str:
+            rest = sum(of[model, label] for label in others) / len(others)
+            return f"{percent(of[model, self.label])}, the other classes {percent(rest)} on average"
+
+        back, kept_back = (of[f"{name}, relearned", self.label] for name in ("unlearned", "locked"))
+        searched = [r for r in rows if r["block"] == "searched"]
+        return [
+            Claim(
+                f"Training on without {self.label} unlearns it (paper: 0%)",
+                f"{HOLDS if of['unlearned', self.label] <= 0.01 else FALLS}: {said('unlearned')}",
+            ),
+            Claim(
+                "One epoch of SGD brings it back (paper: 86%)",
+                f"{HOLDS if back >= 0.6 else FALLS}: {said('unlearned, relearned')}",
+            ),
+            Claim(
+                "The lock keeps the other classes",
+                f"{said('locked')}, where the unlearned model has {said('unlearned')}",
+            ),
+            Claim(
+                "Of a locked model it cannot be relearnt (paper: 0%)",
+                f"{HOLDS if kept_back <= 0.1 else FALLS}: {said('locked, relearned')}",
+                search_of(searched),
+            ),
+        ]
 
     def draw(self, rows: list[Row]) -> Figure:
         """The table itself, with the paper's value beneath each of ours."""

@@ -1,0 +1,111 @@
+"""Claim by claim, what a record says of the paper: rules that read rows, so that no verdict is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from speclock.numbers import NONE, percent
+
+HOLDS, FALLS, SILENT = "holds", "does not hold", "says nothing"
+
+NEAR = 0.05
+"""A score this close to another is as good as equal to it: five points."""
+UPLIFT = 0.1
+"""Uplift up to which a lock has held against a search."""
+WORTH = 0.05
+"""What the base must be worth over the floor for a claim about its weights to mean something."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the paper, and what became of it."""
+
+    claim: str
+    printed: str
+    """As the paper ran it."""
+    searched: str = NONE
+    """Under an audit's search; a dash where there is nothing to search."""
+
+
+def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
+    """The lock keeps what the model does."""
+    found = {r["lock"]: r for r in rows if r["block"] == "utility"}
+    base = found[""]
+    for lock, r in found.items():
+        if lock and r["paper"] is not None:
+            kept = r["measured"] >= base["measured"] - 0.01
+            verdict = HOLDS if kept else FALLS
+            yield Claim(
+                f"The lock keeps the base's utility (paper: {percent(base['paper'], 0)} → {percent(r['paper'], 0)})",
+                f"{verdict}: {percent(base['measured'])} → {percent(r['measured'])}",
+            )
+
+
+def trained_no_more(rows: Sequence[dict[str, Any]], column: str) -> Claim:
+    """The locked model does not learn another task: at the printed rates, and under the search."""
+    of = [r for r in rows if r.get("column") == column]
+    paper = next((r["paper"] for r in of if r["target"] == "locked" and r["paper"] is not None), None)
+    claim = f"The locked model does not learn {column}" + (f" (paper: {percent(paper, 0)})" if paper else "")
+    printed = [r for r in of if r["block"] == "as printed"]
+    return Claim(
+        claim, "; ".join(_as_printed(printed)), search_of([r for r in of if r["block"] == "searched"])
+    )
+
+
+def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for optimizer in dict.fromkeys(r["optimizer"] for r in rows):
+        base, locked = (
+            next(r for r in rows if r["optimizer"] == optimizer and r["target"] == target)
+            for target in ("base", "locked")
+        )
+        learns = [r["measured"] > r["chance"] + 2 * NEAR for r in (base, locked)]
+        verdict = FALLS if learns[1] else HOLDS if learns[0] else f"{SILENT}, the base does not learn either"
+        yield (
+            f"{optimizer} at {base['lr']:g} {verdict} (base {percent(base['measured'])}, "
+            f"locked {percent(locked['measured'])})"
+        )
+
+
+def search_of(rows: Sequence[dict[str, Any]]) -> str:
+    """What the audits of a row's locks found."""
+    base = next(r for r in rows if r["target"] == "base")
+    return "; ".join(_of_lock(base, r) for r in rows if r["target"] == "locked")
+
+
+def _of_lock(base: dict[str, Any], locked: dict[str, Any]) -> str:
+    """A lock is judged by uplift where the weights are worth something, and else by whether training works at all."""
+    name = locked["lock"].partition(":")[0] if "+" not in locked["lock"] else _parts(locked["lock"])
+    scores = f"base {percent(base['measured'])}, locked {percent(locked['measured'])}, floor {percent(base['floor'])}"
+    if base["measured"] < base["floor"] + WORTH:
+        if base["measured"] <= base["chance"] + 2 * NEAR:
+            trains = "the base does not train either"
+        elif locked["measured"] < base["measured"] - 2 * NEAR:
+            trains = "training stalls at every rate"
+        else:
+            trains = f"it trains, by {locked['strongest_attack']}"
+        return (
+            f"{name} {SILENT} about the weights, which are worth no more than the floor; {trains} ({scores})"
+        )
+    if locked["uplift"] is not None and locked["uplift"] <= UPLIFT:
+        return f"{name} {HOLDS} ({scores})"
+    return f"{name} falls to {locked['strongest_attack']} within {locked['steps']} steps ({scores})"
+
+
+def _parts(lock: str) -> str:
+    return "+".join(part.partition(":")[0] for part in lock.split("+"))
+
+
+def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
+    """The lock raises σ of the weights, and with it the curvature."""
+    for block, what in (
+        ("spectrum", "the mean σ₁ of the weights"),
+        ("curvature", "λ_max(H) on another task"),
+    ):
+        of = [r for r in rows if r["block"] == block]
+        if not of:
+            continue
+        before, after = of[0]["measured"], of[1]["measured"]
+        verdict = HOLDS if after > 1.1 * before else FALLS
+        yield Claim(f"The printed lock raises {what}", f"{verdict}: {before:.3g} → {after:.3g}")

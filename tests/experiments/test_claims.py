@@ -1,0 +1,100 @@
+"""The rules by which a record's rows become verdicts, each on rows that it must tell apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from speclock.experiments.claims import FALLS, HOLDS, SILENT, curvature, trained_no_more, utility
+
+
+def printed(base: float, locked: float, optimizer: str = "adamw") -> list[dict[str, Any]]:
+    common = {"block": "as printed", "column": "KMNIST", "optimizer": optimizer, "lr": 0.1, "chance": 0.1}
+    return [
+        {**common, "target": target, "measured": measured, "paper": paper}
+        for target, measured, paper in (("base", base, 0.8), ("locked", locked, 0.1))
+    ]
+
+
+def searched(
+    base: float, locked: float, floor: float, uplift: float | None, lock: str = "specdef:alpha=0.5"
+) -> list[dict[str, Any]]:
+    common = {
+        "block": "searched",
+        "column": "KMNIST",
+        "paper": None,
+        "floor": floor,
+        "steps": 64,
+        "chance": 0.1,
+    }
+    return [
+        {**common, "target": "base", "lock": "", "measured": base, "strongest_attack": "sgd at lr 0.1"},
+        {
+            **{**common, "target": "locked", "lock": lock, "measured": locked, "uplift": uplift},
+            "strongest_attack": "clip, then adamw at lr 1e-3",
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("base", "locked", "verdict"),
+    [(0.8, 0.12, HOLDS), (0.8, 0.5, FALLS), (0.12, 0.1, f"{SILENT}, the base does not learn either")],
+)
+def test_a_printed_rate_says_something_only_where_the_base_learns(
+    base: float, locked: float, verdict: str
+) -> None:
+    claim = trained_no_more(printed(base, locked) + searched(0.9, 0.9, 0.5, 1.0), "KMNIST")
+    assert claim.claim == "The locked model does not learn KMNIST (paper: 10%)"
+    assert claim.printed.startswith(f"adamw at 0.1 {verdict}")
+
+
+def test_every_printed_optimizer_is_judged() -> None:
+    rows = printed(0.8, 0.1) + printed(0.8, 0.7, "adadelta") + searched(0.9, 0.9, 0.5, 1.0)
+    assert [part.split(" (")[0] for part in trained_no_more(rows, "KMNIST").printed.split("; ")] == [
+        f"adamw at 0.1 {HOLDS}",
+        f"adadelta at 0.1 {FALLS}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict"),
+    [
+        (searched(0.9, 0.52, 0.5, 0.05), f"specdef {HOLDS}"),
+        (searched(0.9, 0.8, 0.5, 0.75), "specdef falls to clip, then adamw at lr 1e-3 within 64 steps"),
+        (searched(0.9, 0.89, 0.95, None), f"specdef {SILENT} about the weights"),
+        (searched(0.9, 0.52, 0.5, 0.05, "undo:beta=0.8+specdef:top_k=1"), f"undo+specdef {HOLDS}"),
+    ],
+)
+def test_a_search_counts_from_the_floor(rows: list[dict[str, Any]], verdict: str) -> None:
+    assert trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched.startswith(verdict)
+
+
+def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:
+    said = [
+        trained_no_more(printed(0.8, 0.1) + searched(base, locked, 0.95, None), "KMNIST").searched
+        for base, locked in ((0.9, 0.3), (0.9, 0.88), (0.15, 0.1))
+    ]
+    assert "training stalls at every rate" in said[0]
+    assert "it trains, by clip" in said[1]
+    assert "the base does not train either" in said[2]
+
+
+@pytest.mark.parametrize(("locked", "verdict"), [(0.985, HOLDS), (0.97, FALLS)])
+def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
+    rows = [
+        {"block": "utility", "lock": "", "measured": 0.99, "paper": 0.99},
+        {"block": "utility", "lock": "specdef", "measured": locked, "paper": 0.99},
+        {"block": "utility", "lock": "undo", "measured": 0.5, "paper": None},
+    ]
+    (claim,) = utility(rows)
+    assert claim.printed.startswith(verdict)
+
+
+def test_a_lock_that_leaves_the_curvature_is_said_to() -> None:
+    rows = [
+        {"block": block, "measured": measured}
+        for block, pair in (("spectrum", (2.0, 9.0)), ("curvature", (30.0, 30.0)))
+        for measured in pair
+    ]
+    assert [claim.printed.partition(":")[0] for claim in curvature(rows)] == [HOLDS, FALLS]
