@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field, replace
@@ -310,4 +311,7 @@ def _perform(path: Path, unit: Unit) -> list[RunRecord]:
 @functools.lru_cache(maxsize=1)
 def _read(path: Path) -> Work:
     work: Work = torch.load(path, weights_only=False)  # written by the process that asks for it
+    # After each run of a large model what it left is collected; libraries and work, looked through each time, take a
+    # third of a second and leave nothing.
+    gc.freeze()
     return work
