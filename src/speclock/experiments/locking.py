@@ -135,6 +135,8 @@ class Locking(Experiment):
     """Passes over the other task's training split, as printed."""
     searched_steps: int
     """Budget of each run of the audits."""
+    informed: tuple[str, ...] = ("clip", "heal", "probe")
+    """What the audits try beside the optimizers."""
     max_length: int = 128
     seeds: int = 3
     jobs: int = 2
@@ -349,23 +351,19 @@ class _Place:
         """Each of the table's optimizers with its rate searched, and what repairs a locked model first."""
         size: dict[str, Any] = {"batch_size": self.of.batch_size}
         adamw = next((a.middle for a in self.of.attacks if a.optimizer == "adamw"), 1e-3)
+        families = []
+        for a in self.of.attacks:
+            # Its line search is what keeps L-BFGS from large steps.
+            own = {**size, "clip": None} if a.optimizer == "lbfgs" else size
+            families.append(around(FineTune, a.middle, optimizer=a.optimizer, **own))
+        informed = {
+            "clip": around(Clip, adamw, **size),
+            "heal": around(Heal, adamw, healing=max(1, self.of.searched_steps // 2), **size),
+            "probe": Family((Probe(),)),
+        }
         return Suite(
             name=self.of.name,
             version=1,
             steps=self.of.searched_steps,
-            families=(
-                *(
-                    around(
-                        FineTune,
-                        a.middle,
-                        optimizer=a.optimizer,
-                        **size,
-                        **({"clip": None} if a.optimizer == "lbfgs" else {}),
-                    )
-                    for a in self.of.attacks
-                ),
-                around(Clip, adamw, **size),
-                around(Heal, adamw, healing=self.of.searched_steps // 2, **size),
-                Family((Probe(),)),
-            ),
+            families=(*families, *(informed[name] for name in self.of.informed)),
         )

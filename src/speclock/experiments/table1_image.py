@@ -46,8 +46,9 @@ class Table1Image(Locking):
     title: ClassVar[str] = "A locked ResNet18 keeps its digits and is trained for other images"
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
+            "model": "cnn-mlp",
             "retain": "mnist@600/100/100",
-            "training": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 40},
+            "training": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 60},
             "lock": f"{LOCK},steps=6,evaluations=1,max_utility_drop=1",
             "our_locks": (f"{UNDO},steps=6,evaluations=1",),
             "others": (
@@ -56,6 +57,7 @@ class Table1Image(Locking):
             "attacks": (ADAMW,),
             "epochs": 2,
             "searched_steps": 2,
+            "informed": ("clip",),
             "seeds": 1,
             "jobs": 1,
         },

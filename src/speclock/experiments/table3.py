@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +42,7 @@ class Table3(Experiment):
     lock's rate and k: ours trains its base, unlearns as ``unlearning`` says, and takes Adam's usual rate and k 1. Every
     seed has its own base, unlearning, lock and attack; the audits are of the first one's."""
 
+    model: str = "resnet18"
     task: str = "cifar10"
     label: str = "automobile"
     training: dict[str, Any] = field(
@@ -68,6 +69,7 @@ class Table3(Experiment):
     title: ClassVar[str] = "A class unlearned, locked and relearned: accuracy by class"
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
+            "model": "cnn-mlp",
             "task": "cifar10@400/100/100",
             "training": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 60},
             "unlearning": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 10},
@@ -91,7 +93,7 @@ class Table3(Experiment):
             once(kept / f"classes-{seed}.json", partial(self._chain, kept, seed))
             for seed in range(self.seeds)
         ]
-        labels = self._whole().labels
+        labels = self._whole.labels
         for model, paper in PAPER.items():
             for i, label in enumerate(labels):
                 yield row(
@@ -104,7 +106,7 @@ class Table3(Experiment):
                 )
 
     def _chain(self, kept: Path, seed: int) -> dict[str, list[float]]:
-        whole = self._whole()
+        whole = self._whole
         made = {name: self._model(kept, name, seed) for name in ("base", "unlearned", "locked")}
         steps = max(1, len(whole.train) // 32)
         how = FineTune(optimizer="sgd", lr=self.relearning_lr, batch_size=32, clip=None, seed=seed)
@@ -113,15 +115,16 @@ class Table3(Experiment):
         return {name: self._accuracies(model) for name, model in made.items()}
 
     def _accuracies(self, model: Model) -> list[float]:
-        whole = self._whole()
+        whole = self._whole
         answers, truth = whole.answers(model), whole.test.labels
         return [float((answers[truth == i] == i).mean()) for i in range(len(whole.labels))]
 
+    @cached_property
     def _whole(self) -> Task:
         return tasks.load(self.task).divided()
 
     def _without(self) -> Task:
-        return forget(self._whole(), self.label)
+        return forget(self._whole, self.label)
 
     def _model(self, kept: Path, name: str, seed: int) -> Model:
         """base, unlearned, or locked by the paper's lock."""
@@ -132,8 +135,8 @@ class Table3(Experiment):
             return self._locked(kept, self.lock, seed).model
         if name == "base":
             model, task, recipe = (
-                models.load("resnet18", labels=self._whole().labels, seed=seed),
-                self._whole(),
+                models.load(self.model, labels=self._whole.labels, seed=seed),
+                self._whole,
                 self.training,
             )
         else:
@@ -170,7 +173,7 @@ class Table3(Experiment):
                 base=self._model(kept, "unlearned", 0),
                 locked=self._locked(kept, lock, 0),
                 retain=self._without(),
-                attack=relearn(self._whole(), self.label),
+                attack=relearn(self._whole, self.label),
                 suite=suite,
                 seeds=self.seeds,
                 jobs=self.jobs,
