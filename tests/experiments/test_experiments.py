@@ -2,17 +2,22 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from speclock.cli import main
 from speclock.curvature import gradient_descent_steps, nesterov_steps
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
 from speclock.experiments.base import SCALES, reproduce, row
+from speclock.experiments.claims import name_of
 from speclock.experiments.figure2 import ARCHITECTURES, Figure2
+from speclock.experiments.page import page
 from speclock.experiments.prediction import RATE, SLOWDOWN, calibrations_in
+from speclock.experiments.table1_image import Table1Image
 from speclock.forecast.slowdown import Calibration
 
 
@@ -122,6 +127,47 @@ def test_a_prediction_is_judged_on_locks_that_it_has_not_seen(made: Path) -> Non
             assert r["predicted_interval"][0] < r["predicted"] < r["predicted_interval"][1]
     kept = json.loads((made / "calibration.json").read_text())
     assert {name: Calibration.from_dict(law) for name, law in kept.items()} == calibrations_in(rows)
+
+
+def test_one_page_says_what_the_records_say(made: Path) -> None:
+    records = {name: json.loads((made / f"{name}.json").read_text()) for name in EXPERIMENTS}
+    text = page(records, made, made.parent / "docs" / "results.md")
+    for name, record in records.items():
+        assert f"](../{made.name}/{name}.png)" in text
+        for claim in EXPERIMENTS[name].at("smoke").claims(record["rows"]):
+            assert f"| {claim.claim} | {claim.printed} | {claim.searched} |" in text
+    rows = [r for r in records["table3"]["rows"] if r["block"] == "as printed"]
+    assert len(rows) == 50, "five models by ten classes"
+    assert all(r["stand_in"] and r["paper"] is not None for r in rows)
+
+
+def test_an_image_table_has_its_four_blocks(made: Path) -> None:
+    rows = json.loads((made / "table1-image.json").read_text())["rows"]
+    printed, searched = ([r for r in rows if r["block"] == block] for block in ("as printed", "searched"))
+    assert [(r["target"], r["paper"]) for r in printed] == [("base", 0.8), ("locked", 0.1)]
+    assert [(r["target"], name_of(r["lock"])) for r in searched] == [
+        ("base", ""), ("control", "specdef"), ("locked", "specdef"), ("control", "undo"), ("locked", "undo"),
+    ]  # fmt: skip
+    for r in searched:
+        assert r["floor_by"] in ("scratch", "classical")
+        assert 0 <= r["floor"] <= 1
+    assert {r["lock"] for r in rows if r["block"] == "curvature"} == {"", *Table1Image.at("smoke").all_locks}
+
+
+def test_all_makes_what_is_missing_and_the_page(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "paper"
+    shutil.copytree(made, out)
+    (out / "figure1.json").unlink()
+    record = json.loads((out / "table3.json").read_text())
+    (out / "table3.json").write_text(
+        json.dumps({**record, "settings": {**record["settings"], "label": "cat"}})
+    )
+    assert main(["reproduce", "all", "--scale", "smoke", "--out", str(out)]) == 0
+    assert (out / "figure1.json").exists()
+    assert (out / "results.md").read_text().startswith("# The paper, claim by claim")
+    assert "table3.json was made with other settings" in capsys.readouterr().err
 
 
 def test_a_row_has_its_interval() -> None:

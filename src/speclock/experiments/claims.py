@@ -76,7 +76,7 @@ def search_of(rows: Sequence[dict[str, Any]]) -> str:
 
 def _of_lock(base: dict[str, Any], locked: dict[str, Any]) -> str:
     """A lock is judged by uplift where the weights are worth something, and else by whether training works at all."""
-    name = locked["lock"].partition(":")[0] if "+" not in locked["lock"] else _parts(locked["lock"])
+    name = name_of(locked["lock"])
     scores = f"base {percent(base['measured'])}, locked {percent(locked['measured'])}, floor {percent(base['floor'])}"
     if base["measured"] < base["floor"] + WORTH:
         if base["measured"] <= base["chance"] + 2 * NEAR:
@@ -93,7 +93,12 @@ def _of_lock(base: dict[str, Any], locked: dict[str, Any]) -> str:
     return f"{name} falls to {locked['strongest_attack']} within {locked['steps']} steps ({scores})"
 
 
-def _parts(lock: str) -> str:
+def name_of(lock: str) -> str:
+    """A lock's parts without their settings.
+
+    >>> name_of("undo:beta=0.8,steps=10+specdef")
+    'undo+specdef'
+    """
     return "+".join(part.partition(":")[0] for part in lock.split("+"))
 
 

@@ -24,7 +24,7 @@ from speclock.attacks.repair import Clip
 from speclock.audits.record import Record, read
 from speclock.audits.suite import Family, Suite, around
 from speclock.experiments.base import Experiment, Row, once, row
-from speclock.experiments.claims import Claim, curvature, trained_no_more, utility
+from speclock.experiments.claims import Claim, curvature, name_of, trained_no_more, utility
 from speclock.forecast.measurement import sharpness
 from speclock.locks.base import Locked
 from speclock.locks.card import read_card
@@ -141,12 +141,17 @@ class Locking(Experiment):
     seeds: int = 3
     jobs: int = 2
 
+    @property
+    def all_locks(self) -> tuple[str, ...]:
+        """The paper's lock first."""
+        return (self.lock, *self.our_locks)
+
     def rows(self, kept: Path) -> list[Row]:
         at = _Place(self, kept)
         rows = [*at.utilities(), *at.spectra(), *at.curvatures()]
         for other in self.others:
             rows += at.printed(other)
-            for lock in at.locks:
+            for lock in self.all_locks:
                 rows += at.searched(other, lock)
         return rows
 
@@ -171,7 +176,7 @@ class Locking(Experiment):
                 if r["block"] == "as printed":
                     name = f"{r['optimizer']}, as printed"
                 elif r["target"] in ("base", "locked"):
-                    name = "searched" if r["lock"] in ("", self.lock) else f"{r['lock']}, searched"
+                    name = "searched" if r["lock"] in ("", self.lock) else f"{name_of(r['lock'])}, searched"
                 else:
                     continue
                 if name not in names:
@@ -207,11 +212,6 @@ class _Place:
     of: Locking
     kept: Path
 
-    @property
-    def locks(self) -> tuple[str, ...]:
-        """The paper's lock first."""
-        return (self.of.lock, *self.of.our_locks)
-
     def task(self, name: str) -> Task:
         return tasks.load(name, tasks.Reading(max_length=self.of.max_length)).divided()
 
@@ -234,14 +234,14 @@ class _Place:
         return models.load(str(folder))
 
     def locked(self, lock: str) -> Locked:
-        folder = self.kept / f"lock-{self.locks.index(lock)}"
+        folder = self.kept / f"lock-{self.of.all_locks.index(lock)}"
         return locked_in(folder, lock, lambda: self.base, self.retain)
 
     # -- rows ----------------------------------------------------------------------------------------------
 
     def utilities(self) -> Iterator[Row]:
         paper = {"": self.of.utility[0], self.of.lock: self.of.utility[1]}
-        for lock in ("", *self.locks):
+        for lock in ("", *self.of.all_locks):
             score = self.locked(lock).card["utility_locked"] if lock else self.retain.score(self.base)
             target = "locked" if lock else "base"
             yield row(
@@ -250,7 +250,7 @@ class _Place:
 
     def spectra(self) -> Iterator[Row]:
         """The mean over all weight matrices of σ₁."""
-        for lock in ("", *self.locks):
+        for lock in ("", *self.of.all_locks):
             model = self.locked(lock).model if lock else self.base
             tops = [float(singular_values(w.matrix.detach(), 1)[0]) for w in weight_matrices(model.module)]
             yield row(
@@ -264,8 +264,8 @@ class _Place:
     def curvatures(self) -> Iterator[Row]:
         """λ_max(H) of base and locked model on the same examples of the first other task, each under the same head."""
         task = self.task(self.of.others[0].task)
-        for lock in ("", *self.locks):
-            number = self.locks.index(lock) if lock else "base"
+        for lock in ("", *self.of.all_locks):
+            number = self.of.all_locks.index(lock) if lock else "base"
 
             def measured(lock: str = lock) -> list[float]:
                 model = self.locked(lock).model if lock else self.base
@@ -326,7 +326,7 @@ class _Place:
         return {"score": score, "diverged": diverged, "curve": outcome.curve, "seconds": outcome.seconds}
 
     def searched(self, other: Other, lock: str) -> Iterator[Row]:
-        number = self.locks.index(lock)
+        number = self.of.all_locks.index(lock)
         # The control of a lock is the same whatever task is attacked, and the base's runs whatever the lock.
         work = self.kept / f"work-{number}"
         work.mkdir(exist_ok=True)
