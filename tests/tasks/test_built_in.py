@@ -29,9 +29,13 @@ FACTS = {
     "fashion-mnist": Fact(60_000, 10_000, 10, (28, 28, 1)),
     "cifar10": Fact(8_000, 2_000, 10, (32, 32, 3), stand_in=True),
     "jailbreak": Fact(1_488, 370, 2, (), stand_in=True),
+    "mrpc": Fact(3_010, 752, 2, (), stand_in=True),
+    "qqp": Fact(2_925, 731, 2, (), stand_in=True),
+    "rte": Fact(8_000, 2_000, 2, (), stand_in=True),
+    "qnli": Fact(8_000, 2_000, 2, (), stand_in=True),
 }
 # 31 MB of apt, and 358 MB of pip.
-SLOW = {"fashion-mnist", "cifar10", "jailbreak"}
+SLOW = {"fashion-mnist", "cifar10", "jailbreak", "mrpc", "qqp", "rte", "qnli"}
 
 
 load = functools.cache(lambda name: tasks.TASKS[name]())
@@ -41,7 +45,7 @@ load = functools.cache(lambda name: tasks.TASKS[name]())
 def packages_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same facts on a machine that reaches the hub or has its cache."""
 
-    def no_hub(hub_id: str) -> None:
+    def no_hub(hub_id: str, configuration: str | None = None) -> None:
         raise InputError("no network")
 
     monkeypatch.setattr(hub, "load_hub", no_hub)

@@ -47,8 +47,8 @@ def network() -> bool:
     return answered.is_set()
 
 
-def load_hub(hub_id: str) -> Any:
-    """The ``DatasetDict`` of a hub id, from the hub or its local cache.
+def load_hub(hub_id: str, configuration: str | None = None) -> Any:
+    """The ``DatasetDict`` of a hub id, from the hub or its local cache; ``configuration`` where it has several.
 
     Raises :class:`InputError` where ``datasets`` is not installed, or neither has it.
     """
@@ -66,7 +66,7 @@ def load_hub(hub_id: str) -> Any:
         if not network():
             # The cache alone, without minutes of retries: both libraries read their own flag at each call.
             constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        return datasets.load_dataset(hub_id)
+        return datasets.load_dataset(hub_id, configuration)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -22,6 +22,10 @@ TASKS = Registry(
         "kmnist": ("speclock.tasks.image:kmnist", "cursive Japanese, 28×28 grey (offline: silhouettes)"),
         "cifar10": ("speclock.tasks.image:cifar10", "photographs of ten things, 32×32 colour"),
         "newsgroups": ("speclock.tasks.text:newsgroups", "posts to twenty newsgroups, one label a group"),
+        "mrpc": ("speclock.tasks.glue:mrpc", "do two sentences say the same? F1 (offline: WebNLG)"),
+        "qqp": ("speclock.tasks.glue:qqp", "do two questions ask the same? F1 (offline: Disfl-QA)"),
+        "rte": ("speclock.tasks.glue:rte", "does a text entail a claim? (offline: VitaminC)"),
+        "qnli": ("speclock.tasks.glue:qnli", "does a sentence answer a question? (offline: SQuAD)"),
         "jailbreak": ("speclock.tasks.jailbreak:jailbreak", "guard: jailbreaks in the wild, benign prompts"),
     },
 )
