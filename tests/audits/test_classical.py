@@ -22,6 +22,12 @@ from speclock.tasks.text import Text, TextClassification, texts
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrs"]
 
 
+@pytest.fixture(autouse=True)
+def _as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere the choice is cross-validated once."""
+    monkeypatch.setattr("speclock.audits.classical.HELD_OUT", 500)
+
+
 @dataclass
 class FakeEncoder:
     modality: Modality = "text"

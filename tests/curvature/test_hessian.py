@@ -52,7 +52,7 @@ def _objective(
     return Hessian(shares, params), jacrev(grad(flat_loss))(theta)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     batches=st.integers(1, 3),
