@@ -10,6 +10,7 @@ The attack task should be one that no record quotes: a variant is chosen by it. 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import secrets
 import shlex
@@ -221,7 +222,16 @@ def main() -> None:
     kept = given.out / "runs"
     rows = []
     for name, how in variants(steps=given.steps, lr=given.lr).items():
-        place = kept / name.replace(" ", "-")
+        asked = [
+            name,
+            given.steps,
+            given.lr,
+            given.seeds,
+            models.fingerprint(base),
+            retain.digest(),
+            proxy.digest(),
+        ]
+        place = kept / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "row.json").exists():
             locked = speclock.lock(base, retain, how)

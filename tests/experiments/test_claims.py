@@ -49,6 +49,12 @@ def test_a_printed_rate_says_something_only_where_the_base_learns(
     assert claim.printed.startswith(f"adamw at 0.1 {verdict}")
 
 
+def test_runs_that_diverged_are_counted_beside_the_verdict() -> None:
+    rows = printed(0.8, 0.1) + searched(0.9, 0.9, 0.5, 1.0)
+    rows[1] |= {"diverged": 2, "seeds": [0.1, 0.1, 0.1]}
+    assert "locked 10.0%, 2 of 3 diverged)" in trained_no_more(rows, "KMNIST").printed
+
+
 def test_every_printed_optimizer_is_judged() -> None:
     rows = printed(0.8, 0.1) + printed(0.8, 0.7, "adadelta") + searched(0.9, 0.9, 0.5, 1.0)
     assert [part.split(" (")[0] for part in trained_no_more(rows, "KMNIST").printed.split("; ")] == [

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from speclock.errors import InputError
 from speclock.sources import hub
+from speclock.tasks import TASKS
 from speclock.tasks.glue import (
     KINDS,
     MOST,
@@ -104,6 +106,18 @@ def test_a_stand_in_is_balanced_and_no_larger_than_it_says() -> None:
     kept = _balanced(pairs)
     assert np.bincount([pair.label for pair in kept]).tolist() == [MOST // 2, MOST // 2]
     assert kept == sorted(kept, key=lambda pair: int(pair.first)) == _balanced(pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_no_text_of_a_stand_in_stands_on_both_sides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_hub(hub_id: str, configuration: str | None = None) -> None:
+        raise InputError("no network")
+
+    monkeypatch.setattr(hub, "load_hub", no_hub)
+    task = TASKS[name]()
+    train, test = ({text for pair in part.inputs for text in pair} for part in (task.train, task.test))
+    assert not train & test
 
 
 def test_the_hubs_validation_split_is_the_test(monkeypatch: pytest.MonkeyPatch) -> None:

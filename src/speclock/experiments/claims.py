@@ -64,8 +64,13 @@ def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         verdict = FALLS if learns[1] else HOLDS if learns[0] else f"{SILENT}, the base does not learn either"
         yield (
             f"{optimizer} at {base['lr']:g} {verdict} (base {percent(base['measured'])}, "
-            f"locked {percent(locked['measured'])})"
+            f"locked {percent(locked['measured'])}{_diverged(locked)})"
         )
+
+
+def _diverged(row: dict[str, Any]) -> str:
+    """A run that diverged counts at chance, as in the paper; how many did is said."""
+    return f", {row['diverged']} of {len(row['seeds'])} diverged" if row.get("diverged") else ""
 
 
 def search_of(rows: Sequence[dict[str, Any]]) -> str:

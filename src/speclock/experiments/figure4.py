@@ -17,7 +17,7 @@ _SGD = Printed(optimizer="sgd", lr=0.1, middle=0.1, quoted=True)
 
 def _cifar10(size: str) -> tuple[Other, ...]:
     # The figure has curves and no numbers; its locked ones stay at chance.
-    return (Other(column="CIFAR10", task=f"cifar10{size}", locked=0.10, stand_in=True),)
+    return (Other(column="CIFAR10", task=f"cifar10{size}", locked=0.10),)
 
 
 @dataclass(frozen=True, kw_only=True)

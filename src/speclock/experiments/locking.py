@@ -62,7 +62,9 @@ def audited_in(place: Path, **asked: Any) -> Record:
     return read(place)
 
 
-def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any) -> Iterator[Row]:
+def searched_rows(
+    record: Record, lock: str, targets: Sequence[str], attacked: Task, **what: Any
+) -> Iterator[Row]:
     """What an audit found on each of the targets that there are, and the floor beside it."""
     summary = record.summary
     for target in targets:
@@ -70,6 +72,7 @@ def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any
             continue
         found = row(
             [best],
+            stand_in=attacked.source.stand_in is not None,
             **what,
             block="searched",
             target=target,
@@ -98,8 +101,6 @@ class Other:
     """What the paper has for the base, as a fraction."""
     locked: float | None = None
     """And for the locked model."""
-    stand_in: bool = False
-    """Whether the data are not the paper's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +295,7 @@ class _Place:
                 yield row(
                     [run["score"] for run in runs],
                     paper=getattr(other, target) if attack.quoted else None,
-                    stand_in=other.stand_in,
+                    stand_in=task.source.stand_in is not None,
                     block="as printed",
                     column=other.column,
                     task=other.task,
@@ -344,8 +345,9 @@ class _Place:
             floors=self.kept,
         )
         targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
-        what = {"column": other.column, "task": other.task, "stand_in": other.stand_in}
-        yield from searched_rows(record, lock, targets, **what)
+        yield from searched_rows(
+            record, lock, targets, self.task(other.task), column=other.column, task=other.task
+        )
 
     def suite(self) -> Suite:
         """Each of the table's optimizers with its rate searched, and what repairs a locked model first."""

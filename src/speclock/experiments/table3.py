@@ -99,7 +99,7 @@ class Table3(Experiment):
                 yield row(
                     [each[model][i] for each in found],
                     paper=paper[i] / 100,
-                    stand_in=True,
+                    stand_in=self._whole.source.stand_in is not None,
                     block="as printed",
                     model=model,
                     label=label,
@@ -182,7 +182,7 @@ class Table3(Experiment):
                 floors=kept,
             )
             targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
-            yield from searched_rows(record, lock, targets, stand_in=True)
+            yield from searched_rows(record, lock, targets, self._whole)
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         of = {(r["model"], r["label"]): r["measured"] for r in rows if r["block"] == "as printed"}
