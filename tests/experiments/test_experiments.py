@@ -18,10 +18,11 @@ from speclock.experiments.figure2 import ARCHITECTURES, Figure2
 from speclock.experiments.page import page
 from speclock.experiments.prediction import RATE, SLOWDOWN, calibrations_in
 from speclock.experiments.table1_image import Table1Image
+from speclock.experiments.table1_text import Table1Text
 from speclock.forecast.slowdown import Calibration
 
-SLOW = {"table1-image", "table3"}
-"""Half a minute each, of which Figure 4 goes through the same code."""
+SLOW = {"figure3", "table1-image", "table1-text", "table3"}
+"""Half a minute or a whole one each, and Figure 4 goes through the same code."""
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,24 @@ def test_an_image_table_has_its_four_blocks(all_made: Path) -> None:
         assert r["floor_by"] in ("scratch", "classical")
         assert 0 <= r["floor"] <= 1
     assert {r["lock"] for r in rows if r["block"] == "curvature"} == {"", *Table1Image.at("smoke").all_locks}
+
+
+@pytest.mark.slow
+def test_a_text_table_says_which_model_and_where_it_stands_in(all_made: Path) -> None:
+    rows = json.loads((all_made / "table1-text.json").read_text())["rows"]
+    assert {r["model"] for r in rows} == {"bert-l2-h64"}
+    blocks = ["utility", "spectrum", "curvature", "as printed", "searched"]
+    assert list(dict.fromkeys(r["block"] for r in rows)) == blocks
+    assert all(r["stand_in"] for r in rows if r["block"] in ("utility", "as printed", "searched"))
+    claims = Table1Text.at("smoke").claims(rows)
+    assert all(claim.claim.startswith("bert-l2-h64: ") for claim in claims)
+
+
+@pytest.mark.slow
+def test_every_rate_is_tried_on_base_and_locked_model(all_made: Path) -> None:
+    rows = json.loads((all_made / "figure3.json").read_text())["rows"]
+    printed = [(r["lr"], r["target"]) for r in rows if r["block"] == "as printed"]
+    assert printed == [(1e-3, "base"), (1e-3, "locked"), (1e-4, "base"), (1e-4, "locked")]
 
 
 def test_all_makes_what_is_missing_and_the_page(

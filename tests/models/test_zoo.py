@@ -52,6 +52,16 @@ def test_minilm(tmp_path: Path) -> None:
     assert torch.cosine_similarity(a, b, dim=0) > torch.cosine_similarity(a, c, dim=0) + 0.2
 
 
+def test_a_small_text_model_that_is_untrained() -> None:
+    model = load("bert-l2-h64", labels=("no", "yes"))
+    assert weights(model.module) == 2_090_690
+    assert fingerprint(load("bert-l2-h64", labels=("no", "yes"))) == fingerprint(model)
+    assert fingerprint(load("bert-l2-h64", labels=("no", "yes"), seed=1)) != fingerprint(model)
+    assert fingerprint(model.scratch(1)) != fingerprint(model)
+    words = model.tokenizer(["a cat", "the stock market"], padding=True, return_tensors="pt")
+    assert model.module(**words).logits.shape == (2, 2)
+
+
 def test_smollm2_without_gguf_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPECLOCK_CACHE", str(tmp_path))
     monkeypatch.setattr("speclock.models.checkpoints.network", lambda: False)

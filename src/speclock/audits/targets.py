@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,19 @@ class Targets:
 
     def _stem(self, name: str) -> str:
         """What a trained target's files are called: after all that it follows from, since audits share folders."""
-        taught: list[Any] = [identity(self.base).fingerprint, self.retain.digest()]
+        base, locked = self._fingerprints
+        taught: list[Any] = [base, self.retain.digest()]
         if name == "student":
             taught += [STUDENT_STEPS, STUDENT_SEARCH]
         else:
             taught += [[lock.name, asdict(lock), steps] for lock, steps in self.stages]
-            taught += [identity(self.locked).fingerprint]
+            taught += [locked]
         return f"{name}-{hashlib.sha256(json.dumps(taught).encode()).hexdigest()[:24]}"
+
+    @cached_property
+    def _fingerprints(self) -> tuple[str, str]:
+        """Of base and locked model: all their weights are read for it, and it is asked for at every run."""
+        return identity(self.base).fingerprint, identity(self.locked).fingerprint
 
 
 def _distance(one: nn.Module, other: nn.Module) -> float:

@@ -15,6 +15,10 @@ EXPERIMENTS = Registry(
             "speclock.experiments.figure2:Figure2",
             "iterations and bound against the multiple of σ_max",
         ),
+        "figure3": (
+            "speclock.experiments.figure3:Figure3",
+            "a locked encoder at learning rates over six decades",
+        ),
         "figure4": (
             "speclock.experiments.figure4:Figure4",
             "preconditioners on a locked cnn-mlp",
@@ -22,6 +26,10 @@ EXPERIMENTS = Registry(
         "table1-image": (
             "speclock.experiments.table1_image:Table1Image",
             "a locked ResNet18 trained for other images",
+        ),
+        "table1-text": (
+            "speclock.experiments.table1_text:Table1Text",
+            "a locked encoder and decoder trained for other tasks",
         ),
         "table3": (
             "speclock.experiments.table3:Table3",

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from speclock.numbers import NONE, percent
+from speclock.locks.composition import parts_of
+from speclock.numbers import NONE, percent, short
 
 HOLDS, FALLS, SILENT = "holds", "does not hold", "says nothing"
 
@@ -55,15 +56,15 @@ def trained_no_more(rows: Sequence[dict[str, Any]], column: str) -> Claim:
 
 
 def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    for optimizer in dict.fromkeys(r["optimizer"] for r in rows):
+    for optimizer, lr in dict.fromkeys((r["optimizer"], r["lr"]) for r in rows):
         base, locked = (
-            next(r for r in rows if r["optimizer"] == optimizer and r["target"] == target)
+            next(r for r in rows if (r["optimizer"], r["lr"], r["target"]) == (optimizer, lr, target))
             for target in ("base", "locked")
         )
         learns = [r["measured"] > r["chance"] + 2 * NEAR for r in (base, locked)]
         verdict = FALLS if learns[1] else HOLDS if learns[0] else f"{SILENT}, the base does not learn either"
         yield (
-            f"{optimizer} at {base['lr']:g} {verdict} (base {percent(base['measured'])}, "
+            f"{optimizer} at {short(lr)} {verdict} (base {percent(base['measured'])}, "
             f"locked {percent(locked['measured'])}{_diverged(locked)})"
         )
 
@@ -101,10 +102,10 @@ def _of_lock(base: dict[str, Any], locked: dict[str, Any]) -> str:
 def name_of(lock: str) -> str:
     """A lock's parts without their settings.
 
-    >>> name_of("undo:beta=0.8,steps=10+specdef")
+    >>> name_of("undo:beta=0.8,steps=10+specdef:retain=task+kl")
     'undo+specdef'
     """
-    return "+".join(part.partition(":")[0] for part in lock.split("+"))
+    return "+".join(part.partition(":")[0] for part in parts_of(lock))
 
 
 def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:

@@ -36,7 +36,7 @@ from speclock.tasks.base import Task
 from speclock.training import Checkpoint, train
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 
 def locked_in(
@@ -62,9 +62,7 @@ def audited_in(place: Path, **asked: Any) -> Record:
     return read(place)
 
 
-def searched_rows(
-    record: Record, lock: str, targets: Sequence[str], attacked: Task, **what: Any
-) -> Iterator[Row]:
+def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any) -> Iterator[Row]:
     """What an audit found on each of the targets that there are, and the floor beside it."""
     summary = record.summary
     for target in targets:
@@ -72,7 +70,6 @@ def searched_rows(
             continue
         found = row(
             [best],
-            stand_in=attacked.source.stand_in is not None,
             **what,
             block="searched",
             target=target,
@@ -105,7 +102,7 @@ class Other:
 
 @dataclass(frozen=True, kw_only=True)
 class Printed:
-    """One optimizer at the paper's rate, and where our search of its rate starts."""
+    """One optimizer at the paper's rate, and where the search of its rate starts."""
 
     optimizer: str
     lr: float
@@ -120,6 +117,8 @@ class Locking(Experiment):
     """The base is trained and locked once; seeds are those of the attacks, each with a fresh head and order of data."""
 
     model: str
+    instead_of: str | None = None
+    """The paper's model, where ``model`` is another."""
     retain: str
     utility: tuple[float, float]
     """The paper's utility of base and locked model."""
@@ -161,13 +160,17 @@ class Locking(Experiment):
         return [*utility(rows), *curvature(rows), *columns]
 
     def draw(self, rows: list[Row]) -> Figure:
-        """For each other task, what base and locked model reach as printed and under the search, and the floor."""
         from matplotlib.figure import Figure as Canvas
 
+        figure = Canvas(figsize=(2.6 * len(self.others) + 1.4, 3.4), layout="constrained")
+        self.draw_in(figure, rows)
+        return figure
+
+    def draw_in(self, figure: FigureBase, rows: list[Row]) -> None:
+        """For each other task, what base and locked model reach as printed and under the search, and the floor."""
         from speclock.report.plots import COLORS
 
         columns = [other.column for other in self.others]
-        figure = Canvas(figsize=(2.6 * len(columns) + 1.4, 3.4), layout="constrained")
         grid = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
         for axes, column in zip(grid, columns, strict=True):
             found = [r for r in rows if r.get("column") == column]
@@ -203,7 +206,6 @@ class Locking(Experiment):
             grid[-1].plot([], [], marker, color=COLORS[name], label=name)
         grid[-1].plot([], [], color=COLORS["muted"], ls=(0, (4, 2)), label="floor")
         grid[-1].legend(frameon=False, fontsize=8)
-        return figure
 
 
 @dataclass
@@ -223,14 +225,26 @@ class _Place:
         return self.task(self.of.retain)
 
     @cached_property
+    def untrained(self) -> Model:
+        return models.load(self.of.model, labels=self.retain.labels, seed=self.recipe.seed)
+
+    @property
+    def recipe(self) -> TrainingRecipe:
+        return TrainingRecipe(**self.of.training)
+
+    def stands_in(self, task: Task) -> bool:
+        """Whether the model or the task is another than the paper's."""
+        sources = (task.source, self.untrained.source)
+        return self.of.instead_of is not None or any(source.stand_in is not None for source in sources)
+
+    @cached_property
     def base(self) -> Model:
         folder = self.kept / "base"
         if not folder.exists():
-            recipe = TrainingRecipe(**self.of.training)
-            base = models.load(self.of.model, labels=self.retain.labels, seed=recipe.seed)
+            base = self.untrained.copy()
             states = self.kept / "base-states"
             states.mkdir(exist_ok=True)
-            train(base, self.retain, recipe, checkpoint=Checkpoint(states))
+            train(base, self.retain, self.recipe, checkpoint=Checkpoint(states))
             models.save(base, folder)
         return models.load(str(folder))
 
@@ -246,7 +260,13 @@ class _Place:
             score = self.locked(lock).card["utility_locked"] if lock else self.retain.score(self.base)
             target = "locked" if lock else "base"
             yield row(
-                [score], paper=paper.get(lock), block="utility", target=target, lock=lock, task=self.of.retain
+                [score],
+                paper=paper.get(lock),
+                stand_in=self.stands_in(self.retain),
+                block="utility",
+                target=target,
+                lock=lock,
+                task=self.of.retain,
             )
 
     def spectra(self) -> Iterator[Row]:
@@ -287,7 +307,8 @@ class _Place:
             for target in ("base", "locked"):
                 runs = [
                     once(
-                        self.kept / f"printed-{other.column}-{attack.optimizer}-{target}-{seed}.json",
+                        self.kept
+                        / f"printed-{other.column}-{attack.optimizer}-{attack.lr:g}-{target}-{seed}.json",
                         partial(self._run, attack, target, task, steps, seed),
                     )
                     for seed in range(1, self.of.seeds + 1)
@@ -295,7 +316,7 @@ class _Place:
                 yield row(
                     [run["score"] for run in runs],
                     paper=getattr(other, target) if attack.quoted else None,
-                    stand_in=task.source.stand_in is not None,
+                    stand_in=self.stands_in(task),
                     block="as printed",
                     column=other.column,
                     task=other.task,
@@ -331,12 +352,13 @@ class _Place:
         # The control of a lock is the same whatever task is attacked, and the base's runs whatever the lock.
         work = self.kept / f"work-{number}"
         work.mkdir(exist_ok=True)
+        task = self.task(other.task)
         record = audited_in(
             self.kept / f"audit-{other.column}-{number}",
             base=self.base,
             locked=self.locked(lock),
             retain=self.retain,
-            attack=self.task(other.task),
+            attack=task,
             suite=self.suite(),
             seeds=self.of.seeds,
             jobs=self.of.jobs,
@@ -346,7 +368,7 @@ class _Place:
         )
         targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
         yield from searched_rows(
-            record, lock, targets, self.task(other.task), column=other.column, task=other.task
+            record, lock, targets, stand_in=self.stands_in(task), column=other.column, task=other.task
         )
 
     def suite(self) -> Suite:
@@ -354,7 +376,7 @@ class _Place:
         size: dict[str, Any] = {"batch_size": self.of.batch_size}
         adamw = next((a.middle for a in self.of.attacks if a.optimizer == "adamw"), 1e-3)
         families = []
-        for a in self.of.attacks:
+        for a in {a.optimizer: a for a in self.of.attacks}.values():
             # Its line search is what keeps L-BFGS from large steps.
             own = {**size, "clip": None} if a.optimizer == "lbfgs" else size
             families.append(around(FineTune, a.middle, optimizer=a.optimizer, **own))

@@ -33,7 +33,7 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
             f"`speclock reproduce {name} --scale {record['scale']}`: {len(record['rows'])} rows, "
             f"{record['seconds']:.0f} s{' in its last part' if record.get('resumed') else ''}, "
             f"torch {environment['torch']}, {machine}."
-            + (" Some data stand in for the paper's: the rows that say so." if stand_ins else "")
+            + (" Some data or models stand in for the paper's: the rows that say so." if stand_ins else "")
         )
         if claims := experiment.claims(record["rows"]):
             lines = ["| claim | as printed | under the search |", "| --- | --- | --- |"]

@@ -182,7 +182,7 @@ class Table3(Experiment):
                 floors=kept,
             )
             targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
-            yield from searched_rows(record, lock, targets, self._whole)
+            yield from searched_rows(record, lock, targets, stand_in=self._whole.source.stand_in is not None)
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         of = {(r["model"], r["label"]): r["measured"] for r in rows if r["block"] == "as printed"}

@@ -106,8 +106,7 @@ def lock_named(spec: str, options: Mapping[str, Any] | None = None) -> Lock | Co
     Raises :class:`InputError` for a lock, a field or a value that there is not, and for an option that no part has.
     """
     parts, options = [], options or {}
-    # A value may hold a + too; one that joins locks has a lock's name after it.
-    for text in re.split(rf"\+(?=(?:{'|'.join(LOCKS)})(?:[:+]|$))", spec):
+    for text in parts_of(spec):
         name, _, rest = text.partition(":")
         if name not in LOCKS:
             raise InputError(unknown("lock", next(n for n in name.split("+") if n not in LOCKS), LOCKS))
@@ -120,6 +119,16 @@ def lock_named(spec: str, options: Mapping[str, Any] | None = None) -> Lock | Co
         if not any(hasattr(part, option) for part in parts):
             raise InputError(f"--{option.replace('_', '-')} is not an option of --lock {spec}. Leave it out.")
     return parts[0] if len(parts) == 1 else Composition(tuple(parts))
+
+
+def parts_of(spec: str) -> list[str]:
+    """The single locks of which ``spec`` is composed, each with its settings.
+
+    >>> parts_of("undo:beta=0.8+specdef:retain=task+kl,top_k=4")
+    ['undo:beta=0.8', 'specdef:retain=task+kl,top_k=4']
+    """
+    # A value may hold a + too; one that joins locks has a lock's name after it.
+    return re.split(rf"\+(?=(?:{'|'.join(LOCKS)})(?:[:+]|$))", spec)
 
 
 def _setting(text: str, name: str, known: set[str]) -> tuple[str, str]:

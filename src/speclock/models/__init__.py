@@ -23,6 +23,10 @@ MODELS = Registry(
             "speclock.models.zoo:resnet18",
             "ResNet-18 image classifier, 11M weights, untrained (Appendix B.2)",
         ),
+        "bert-l2-h64": (
+            "speclock.models.zoo:bert_l2_h64",
+            "BERT text encoder of 2 layers, width 64, 2M weights, untrained",
+        ),
         "minilm": (
             "speclock.models.zoo:minilm",
             "all-MiniLM-L6-v2, a BERT text encoder, 23M weights, pretrained",

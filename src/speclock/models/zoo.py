@@ -12,6 +12,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     ResNetConfig,
@@ -50,6 +52,25 @@ def resnet18(seed: int, kind: Kind) -> Model:
     with seeded(seed), torch.device("cpu"):
         module = ResNetForImageClassification(config)
     return Model(module.eval(), "resnet18", "image", Source("built", "resnet18"))
+
+
+def bert_l2_h64(seed: int, kind: Kind) -> Model:
+    """An untrained BERT of 2 layers and width 64, the proportions of Turc et al. 2019, under MiniLM's tokenizer.
+
+    It learns topics in seconds: for trying out what a pretrained encoder then takes minutes for.
+    """
+    tokenizer = minilm(seed, "classification").tokenizer
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        intermediate_size=256,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with seeded(seed), torch.device("cpu"):
+        module = BertForSequenceClassification(config)
+    return Model(module.eval(), "bert-l2-h64", "text", Source("built", "bert-l2-h64"), tokenizer=tokenizer)
 
 
 def minilm(seed: int, kind: Kind) -> Model:

@@ -1,0 +1,139 @@
+"""Table 1, texts: an encoder and a decoder that tell paraphrases are locked, and trained for three other tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from speclock.experiments.base import Experiment, Row
+from speclock.experiments.claims import Claim
+from speclock.experiments.locking import Locking, Other, Printed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# B.2: AdamW at 5e-5 with decay 0.01, linear without warm-up, 3 epochs in batches of 8, 5,000 examples at most.
+SETUP = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "linear", "batch_size": 8}
+LOCK = (
+    "specdef:alpha=0.99,top_k=2,retain=task+kl,optimizer=adamw,lr=5e-5,weight_decay=0.01,schedule=linear,"
+    "batch_size=8"
+)
+ADAMW = Printed(optimizer="adamw", lr=5e-5, middle=1e-4, weight_decay=0.01, quoted=True)
+UNDO = "undo:lr=8e-4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextModel(Locking):
+    """One of the table's models."""
+
+    retain: str = "mrpc"
+    training: dict[str, Any] = field(default_factory=lambda: {**SETUP, "epochs": 3})
+    lock: str = f"{LOCK},epochs=10,max_utility_drop=1"
+    our_locks: tuple[str, ...] = (f"{UNDO},steps=700", f"{UNDO},steps=700+scheduled")
+    attacks: tuple[Printed, ...] = (ADAMW,)
+    schedule: str = "linear"
+    batch_size: int = 8
+    epochs: float = 3
+    searched_steps: int = 512
+
+    name: ClassVar[str] = "table1-text"
+    title: ClassVar[str] = "A locked language model keeps its task and is trained for others"
+
+
+def others(size: str, base: tuple[float, ...], locked: tuple[float, ...]) -> tuple[Other, ...]:
+    """RTE, QQP and QNLI with the paper's scores."""
+    names = ("rte", "qqp", "qnli")
+    return tuple(
+        Other(column=name.upper(), task=f"{name}{size}", base=before, locked=after)
+        for name, before, after in zip(names, base, locked, strict=True)
+    )
+
+
+ENCODER = {"model": "minilm", "instead_of": "DeBERTa-v3-xsmall"}
+
+
+def encoder(size: str, **settings: Any) -> TextModel:
+    """The paper's DeBERTa-v3-xsmall, for which MiniLM stands in where there is no hub."""
+    found = others(size, (0.69, 0.83, 0.85), (0.52, 0.42, 0.45))
+    return TextModel(**{**ENCODER, "utility": (0.90, 0.90), "others": found, **settings})
+
+
+def decoder(size: str, **settings: Any) -> TextModel:
+    """SmolLM2-135M-Instruct with a linear head."""
+    found = others(size, (0.71, 0.71, 0.84), (0.52, 0.20, 0.52))
+    return TextModel(
+        **{"model": "smollm2-135m-instruct", "utility": (0.85, 0.84), "others": found, **settings}
+    )
+
+
+SMALL = {
+    "our_locks": (f"{UNDO},steps=350",),
+    "epochs": 3,
+    "searched_steps": 64,
+    "max_length": 64,
+}
+SMOKE = {
+    "model": "bert-l2-h64",
+    "retain": "newsgroups:sci.med,rec.autos@200/40/40",
+    "training": {"optimizer": "adamw", "lr": 1e-3, "batch_size": 16, "steps": 60},
+    "lock": f"{LOCK},steps=2,evaluations=1,max_utility_drop=1",
+    "our_locks": (),
+    "others": (Other(column="AUTOS", task="newsgroups:sci.space,rec.motorcycles@16/20/20"),),
+    "epochs": 1,
+    "searched_steps": 2,
+    "informed": (),
+    "max_length": 16,
+    "seeds": 1,
+    "jobs": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table1Text(Experiment):
+    """Appendix B.2, an encoder and a decoder. Scores are F1 for MRPC and QQP, accuracy else."""
+
+    models: tuple[TextModel, ...] = (encoder("@5000"), decoder("@5000"))
+
+    name: ClassVar[str] = "table1-text"
+    title: ClassVar[str] = "A locked encoder and a locked decoder keep their task and are trained for others"
+    scales: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": {"models": (encoder("", **SMOKE),)},
+        "small": {
+            "models": (
+                encoder("@1000/1000", **SMALL),
+                decoder("@400/500", **{**SMALL, "our_locks": (), "epochs": 1, "seeds": 3}),
+            )
+        },
+        "paper": {},
+    }
+
+    def rows(self, kept: Path) -> list[Row]:
+        return [row for part in self.models for row in self._rows_of(part, kept / part.model)]
+
+    def _rows_of(self, part: TextModel, kept: Path) -> Iterator[Row]:
+        kept.mkdir(exist_ok=True)
+        for row in part.rows(kept):
+            yield {"model": part.model, **row}
+
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        found = []
+        for part in self.models:
+            of = [row for row in rows if row["model"] == part.model]
+            found += [
+                Claim(f"{part.model}: {claim.claim}", claim.printed, claim.searched)
+                for claim in part.claims(of)
+            ]
+        return found
+
+    def draw(self, rows: list[Row]) -> Figure:
+        from matplotlib.figure import Figure as Canvas
+
+        tallest = max(len(part.others) for part in self.models)
+        figure = Canvas(figsize=(2.6 * tallest + 1.4, 3.6 * len(self.models)), layout="constrained")
+        parts = figure.subfigures(len(self.models), squeeze=False)[:, 0]
+        for part, place in zip(self.models, parts, strict=True):
+            part.draw_in(place, [row for row in rows if row["model"] == part.model])
+            place.suptitle(part.model, fontsize=10)
+        return figure
