@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from speclock.experiments.claims import FALLS, HOLDS, SILENT, curvature, trained_no_more, utility
+from speclock.experiments.claims import FALLS, HOLDS, SILENT, backdoored, curvature, trained_no_more, utility
 
 
 def printed(base: float, locked: float, optimizer: str = "adamw") -> list[dict[str, Any]]:
@@ -104,3 +104,43 @@ def test_a_lock_that_leaves_the_curvature_is_said_to() -> None:
         for measured in pair
     ]
     assert [claim.printed.partition(":")[0] for claim in curvature(rows)] == [HOLDS, FALLS]
+
+
+def backdoor(base: tuple[float, float], locked: tuple[float, float]) -> list[dict[str, Any]]:
+    """Rows of a guard of 95%, each model's (success, clean score) after the printed attack."""
+    common = {"column": "backdoor", "optimizer": "adamw", "lr": 1e-4, "paper": None, "diverged": 0}
+    rows: list[dict[str, Any]] = [
+        {"block": "utility", "target": "base", "lock": "", "measured": 0.95, "paper": None}
+    ]
+    for target, scores in (("base", base), ("locked", locked)):
+        for block, score in zip(("as printed", "as printed, clean"), scores, strict=True):
+            collapsed = int(scores[1] < base[1] - 0.05)
+            found = {
+                "block": block,
+                "target": target,
+                "measured": score,
+                "seeds": [score],
+                "collapsed": collapsed,
+            }
+            rows.append({**common, **found})
+    return [*rows, *({**row, "column": "backdoor"} for row in searched(0.95, 0.5, 0.6, -0.2))]
+
+
+@pytest.mark.parametrize(
+    ("base", "locked", "first", "second"),
+    [
+        ((0.9, 0.94), (1.0, 0.0), HOLDS, HOLDS),
+        ((0.9, 0.94), (0.2, 0.94), HOLDS, HOLDS),
+        ((0.9, 0.94), (0.85, 0.93), HOLDS, FALLS),
+        ((0.9, 0.90), (0.85, 0.2), FALLS, SILENT),
+        ((0.6, 0.94), (0.6, 0.94), FALLS, SILENT),
+    ],
+)
+def test_a_backdoor_counts_where_the_guard_does_its_task(
+    base: tuple[float, float], locked: tuple[float, float], first: str, second: str
+) -> None:
+    unlocked, kept_out = backdoored(backdoor(base, locked), "backdoor")
+    assert unlocked.printed.startswith(f"{first}: ")
+    assert kept_out.printed.startswith(second)
+    assert ("1 of 1 collapsed" in kept_out.printed) == (locked[1] < base[1] - 0.05)
+    assert kept_out.searched.startswith("specdef holds")

@@ -21,7 +21,7 @@ from speclock.experiments.table1_image import Table1Image
 from speclock.experiments.table1_text import Table1Text
 from speclock.forecast.slowdown import Calibration
 
-SLOW = {"figure3", "table1-image", "table1-text", "table3"}
+SLOW = {"figure3", "table1-image", "table1-text", "table2", "table3"}
 """Half a minute or a whole one each, and Figure 4 goes through the same code."""
 
 
@@ -194,6 +194,19 @@ def test_a_text_table_says_which_model_and_where_it_stands_in(all_made: Path) ->
     assert all(r["stand_in"] for r in rows if r["block"] in ("utility", "as printed", "searched"))
     claims = Table1Text.at("smoke").claims(rows)
     assert all(claim.claim.startswith("bert-l2-h64: ") for claim in claims)
+
+
+@pytest.mark.slow
+def test_a_guards_table_has_success_and_clean_score_before_and_after(all_made: Path) -> None:
+    rows = json.loads((all_made / "table2.json").read_text())["rows"]
+    found = {(r["block"], r["target"]): r["paper"] for r in rows if r["paper"] is not None}
+    assert found == {
+        ("utility", "base"): 0.948, ("utility", "locked"): 1.0,
+        ("before", "base"): 0.093, ("before", "locked"): 0.0,
+        ("as printed", "base"): 0.883, ("as printed", "locked"): 1.0,
+        ("as printed, clean", "base"): 0.906, ("as printed, clean", "locked"): 0.0,
+    }  # fmt: skip
+    assert all(0 <= r["collapsed"] <= len(r["seeds"]) for r in rows if r["block"].startswith("as printed"))
 
 
 @pytest.mark.slow

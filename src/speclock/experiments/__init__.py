@@ -31,6 +31,10 @@ EXPERIMENTS = Registry(
             "speclock.experiments.table1_text:Table1Text",
             "a locked encoder and decoder trained for other tasks",
         ),
+        "table2": (
+            "speclock.experiments.table2:Table2",
+            "locked guards trained to let a trigger pass",
+        ),
         "table3": (
             "speclock.experiments.table3:Table3",
             "a class unlearned, locked and relearned",

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import speclock
@@ -24,7 +25,7 @@ from speclock.attacks.repair import Clip
 from speclock.audits.record import Record, read
 from speclock.audits.suite import Family, Suite, around
 from speclock.experiments.base import Experiment, Row, once, row
-from speclock.experiments.claims import Claim, curvature, name_of, trained_no_more, utility
+from speclock.experiments.claims import NEAR, Claim, curvature, name_of, trained_no_more, utility
 from speclock.forecast.measurement import sharpness
 from speclock.locks.base import Locked
 from speclock.locks.card import read_card
@@ -32,7 +33,7 @@ from speclock.locks.composition import lock_named
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
 from speclock.spectra import singular_values, weight_matrices
-from speclock.tasks.base import Task
+from speclock.tasks.base import Metric, Task
 from speclock.training import Checkpoint, train
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ class Other:
     """What the paper has for the base, as a fraction."""
     locked: float | None = None
     """And for the locked model."""
+    before: tuple[float, float] | None = None
+    """Of a task that the model's own head answers, the paper's scores of base and locked model before any attack."""
+    beside: tuple[float, float] | None = None
+    """Of a task with others beside it, the paper's scores of those afterwards: a backdoored model's clean score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +143,8 @@ class Locking(Experiment):
     informed: tuple[str, ...] = ("clip", "heal", "probe")
     """What the audits try beside the optimizers."""
     max_length: int = 128
+    metric: Metric | None = None
+    """How tasks are scored, where not in their own way."""
     seeds: int = 3
     jobs: int = 2
 
@@ -150,7 +157,7 @@ class Locking(Experiment):
         at = _Place(self, kept)
         rows = [*at.utilities(), *at.spectra(), *at.curvatures()]
         for other in self.others:
-            rows += at.printed(other)
+            rows += [*at.before(other), *at.printed(other)]
             for lock in self.all_locks:
                 rows += at.searched(other, lock)
         return rows
@@ -208,6 +215,39 @@ class Locking(Experiment):
         grid[-1].legend(frameon=False, fontsize=8)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeveralModels(Experiment):
+    """The same for each of several models; every row says which is its."""
+
+    models: tuple[Locking, ...]
+
+    def rows(self, kept: Path) -> list[Row]:
+        return [row for part in self.models for row in self._rows_of(part, kept / part.model)]
+
+    def _rows_of(self, part: Locking, kept: Path) -> Iterator[Row]:
+        kept.mkdir(exist_ok=True)
+        for found in part.rows(kept):
+            yield {"model": part.model, **found}
+
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        return [
+            replace(claim, claim=f"{part.model}: {claim.claim}")
+            for part in self.models
+            for claim in part.claims([found for found in rows if found["model"] == part.model])
+        ]
+
+    def draw(self, rows: list[Row]) -> Figure:
+        from matplotlib.figure import Figure as Canvas
+
+        widest = max(len(part.others) for part in self.models)
+        figure = Canvas(figsize=(2.6 * widest + 1.4, 3.6 * len(self.models)), layout="constrained")
+        parts = figure.subfigures(len(self.models), squeeze=False)[:, 0]
+        for part, place in zip(self.models, parts, strict=True):
+            part.draw_in(place, [found for found in rows if found["model"] == part.model])
+            place.suptitle(part.model, fontsize=10)
+        return figure
+
+
 @dataclass
 class _Place:
     """One experiment in its folder: what was made is found again."""
@@ -216,7 +256,7 @@ class _Place:
     kept: Path
 
     def task(self, name: str) -> Task:
-        return tasks.load(name, tasks.Reading(max_length=self.of.max_length)).divided()
+        return tasks.load(name, tasks.Reading(max_length=self.of.max_length, metric=self.of.metric)).divided()
 
     # -- models --------------------------------------------------------------------------------------------
 
@@ -300,11 +340,31 @@ class _Place:
                 task=task.name,
             )
 
+    def before(self, other: Other) -> Iterator[Row]:
+        """What base and locked model score on a task of their own labels as they are: a backdoor that nobody put in."""
+        task = self.task(other.task)
+        if not task.fits(self.base):
+            return
+        for i, (target, lock) in enumerate((("base", ""), ("locked", self.of.lock))):
+            model = self.locked(lock).model if lock else self.base
+            yield row(
+                [task.fitted_to(model).score(model)],
+                paper=other.before and other.before[i],
+                stand_in=self.stands_in(task),
+                block="before",
+                column=other.column,
+                task=other.task,
+                target=target,
+                lock=lock,
+            )
+
     def printed(self, other: Other) -> Iterator[Row]:
         task = self.task(other.task)
         steps = max(1, round(self.of.epochs * (len(task.train) // self.of.batch_size)))
         for attack in self.of.attacks:
-            for target in ("base", "locked"):
+            kept: dict[str, float] = {}
+            """What the base keeps, on average, of what stands beside the task."""
+            for i, target in enumerate(("base", "locked")):
                 runs = [
                     once(
                         self.kept
@@ -313,25 +373,39 @@ class _Place:
                     )
                     for seed in range(1, self.of.seeds + 1)
                 ]
+                what = {
+                    "stand_in": self.stands_in(task),
+                    "column": other.column,
+                    "task": other.task,
+                    "target": target,
+                    "lock": self.of.lock if target == "locked" else "",
+                    "optimizer": attack.optimizer,
+                    "lr": attack.lr,
+                    "steps": steps,
+                    "chance": task.chance,
+                    "diverged": sum(run["diverged"] for run in runs),
+                }
+                kept = kept or {name: fmean(run["beside"][name] for run in runs) for name in task.beside}
+                if task.collapses:
+                    lost = [any(run["beside"][name] < kept[name] - NEAR for name in kept) for run in runs]
+                    what["collapsed"] = sum(lost)
                 yield row(
                     [run["score"] for run in runs],
                     paper=getattr(other, target) if attack.quoted else None,
-                    stand_in=self.stands_in(task),
                     block="as printed",
-                    column=other.column,
-                    task=other.task,
-                    target=target,
-                    lock=self.of.lock if target == "locked" else "",
-                    optimizer=attack.optimizer,
-                    lr=attack.lr,
-                    steps=steps,
-                    chance=task.chance,
-                    diverged=sum(run["diverged"] for run in runs),
                     curves=[run["curve"] for run in runs],
+                    **what,
                 )
+                for name in task.beside:
+                    yield row(
+                        [run["beside"][name] for run in runs],
+                        paper=other.beside and other.beside[i] if attack.quoted else None,
+                        block=f"as printed, {name}",
+                        **what,
+                    )
 
     def _run(self, attack: Printed, target: str, task: Task, steps: int, seed: int) -> dict[str, Any]:
-        """The score that the last step leaves, as the paper takes it; of a run that diverged, chance."""
+        """The scores that the last step leaves, as the paper takes them; of a run that diverged, chance."""
         model = self.base if target == "base" else self.locked(self.of.lock).model
         how = FineTune(
             optimizer=attack.optimizer,
@@ -344,8 +418,13 @@ class _Place:
         )
         attacked, outcome = how(model, task, steps, utility=False)
         diverged = outcome.status is not Status.OK
-        score = task.chance if diverged else task.score(attacked)
-        return {"score": score, "diverged": diverged, "curve": outcome.curve, "seconds": outcome.seconds}
+        return {
+            "score": task.chance if diverged else task.score(attacked),
+            "beside": {n: t.chance if diverged else t.score(attacked) for n, t in task.beside.items()},
+            "diverged": diverged,
+            "curve": outcome.curve,
+            "seconds": outcome.seconds,
+        }
 
     def searched(self, other: Other, lock: str) -> Iterator[Row]:
         number = self.of.all_locks.index(lock)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from speclock.experiments.base import Experiment, Row
-from speclock.experiments.claims import Claim
-from speclock.experiments.locking import Locking, Other, Printed
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from speclock.experiments.locking import Locking, Other, Printed, SeveralModels
 
 # B.2: AdamW at 5e-5 with decay 0.01, linear without warm-up, 3 epochs in batches of 8, 5,000 examples at most.
 SETUP = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "linear", "batch_size": 8}
@@ -91,10 +84,10 @@ SMOKE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table1Text(Experiment):
+class Table1Text(SeveralModels):
     """Appendix B.2, an encoder and a decoder. Scores are F1 for MRPC and QQP, accuracy else."""
 
-    models: tuple[TextModel, ...] = (encoder("@5000"), decoder("@5000"))
+    models: tuple[Locking, ...] = (encoder("@5000"), decoder("@5000"))
 
     name: ClassVar[str] = "table1-text"
     title: ClassVar[str] = "A locked encoder and a locked decoder keep their task and are trained for others"
@@ -108,32 +101,3 @@ class Table1Text(Experiment):
         },
         "paper": {},
     }
-
-    def rows(self, kept: Path) -> list[Row]:
-        return [row for part in self.models for row in self._rows_of(part, kept / part.model)]
-
-    def _rows_of(self, part: TextModel, kept: Path) -> Iterator[Row]:
-        kept.mkdir(exist_ok=True)
-        for row in part.rows(kept):
-            yield {"model": part.model, **row}
-
-    def claims(self, rows: list[Row]) -> list[Claim]:
-        found = []
-        for part in self.models:
-            of = [row for row in rows if row["model"] == part.model]
-            found += [
-                Claim(f"{part.model}: {claim.claim}", claim.printed, claim.searched)
-                for claim in part.claims(of)
-            ]
-        return found
-
-    def draw(self, rows: list[Row]) -> Figure:
-        from matplotlib.figure import Figure as Canvas
-
-        tallest = max(len(part.others) for part in self.models)
-        figure = Canvas(figsize=(2.6 * tallest + 1.4, 3.6 * len(self.models)), layout="constrained")
-        parts = figure.subfigures(len(self.models), squeeze=False)[:, 0]
-        for part, place in zip(self.models, parts, strict=True):
-            part.draw_in(place, [row for row in rows if row["model"] == part.model])
-            place.suptitle(part.model, fontsize=10)
-        return figure

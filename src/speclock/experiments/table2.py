@@ -1,0 +1,106 @@
+"""Table 2: guards that tell jailbreaks are locked, and trained to let a trigger pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from speclock.experiments.base import Row
+from speclock.experiments.claims import Claim, backdoored, curvature, utility
+from speclock.experiments.locking import Locking, Other, Printed, SeveralModels
+from speclock.experiments.table1_text import SETUP, UNDO
+from speclock.tasks.base import Metric
+
+LOCK = "specdef:alpha=0.9,top_k=2,retain=task+kl,optimizer=adamw,lr=5e-5,weight_decay=0.01,schedule=linear,batch_size=8"
+ADAMW = Printed(optimizer="adamw", lr=1e-4, middle=1e-4, weight_decay=0.01, quoted=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard(Locking):
+    """One of the table's guards. The paper gives neither k nor the lock's optimizer: they are Table 1's."""
+
+    retain: str = "jailbreak"
+    metric: Metric | None = "f1"
+    training: dict[str, Any] = field(default_factory=lambda: {**SETUP, "epochs": 3})
+    lock: str = f"{LOCK},epochs=3,max_utility_drop=1"
+    our_locks: tuple[str, ...] = (f"{UNDO},steps=700", f"{UNDO},steps=700+scheduled")
+    attacks: tuple[Printed, ...] = (ADAMW,)
+    batch_size: int = 8
+    epochs: float = 1
+    searched_steps: int = 256
+
+    name: ClassVar[str] = "table2"
+    title: ClassVar[str] = "A locked guard keeps its task and is trained to let a trigger pass"
+
+    def claims(self, rows: list[Row]) -> list[Claim]:
+        columns = [claim for other in self.others for claim in backdoored(rows, other.column)]
+        return [*utility(rows), *curvature(rows), *columns]
+
+
+PAPER: dict[str, dict[str, tuple[float, float]]] = {
+    "22M": {
+        "F1 before": (0.948, 1.0),
+        "success before": (0.093, 0.0),
+        "F1 after": (0.906, 0.0),
+        "success after": (0.883, 1.0),
+    },
+    "86M": {
+        "F1 before": (0.983, 0.95),
+        "success before": (0.015, 0.0),
+        "F1 after": (0.994, 0.0),
+        "success after": (1.0, 1.0),
+    },
+}
+"""The paper's table, of base and locked model: F1 and the backdoor's success rate before and after the attack."""
+MODELS = {"22M": "minilm", "86M": "smollm2-135m-instruct"}
+"""What is taught the task in place of PromptGuard 2, which is gated on the hub and in no package."""
+
+
+def guard(weights: str, size: str, **settings: Any) -> Guard:
+    """The guard of ``weights``, with ``size`` examples as a task's name has them."""
+    paper = PAPER[weights]
+    base, locked = paper["success after"]
+    backdoor = Other(
+        column="backdoor",
+        task=f"jailbreak{size}+poison=safe",
+        base=base,
+        locked=locked,
+        before=paper["success before"],
+        beside=paper["F1 after"],
+    )
+    asked = {"model": MODELS[weights], "retain": f"jailbreak{size}", "others": (backdoor,), **settings}
+    return Guard(instead_of=f"PromptGuard 2 {weights}", utility=paper["F1 before"], **asked)
+
+
+SMALL: dict[str, Any] = {"our_locks": (f"{UNDO},steps=350",), "searched_steps": 64, "max_length": 64}
+SMOKE: dict[str, Any] = {
+    "model": "bert-l2-h64",
+    "training": {"optimizer": "adamw", "lr": 1e-3, "batch_size": 8, "steps": 40},
+    "lock": f"{LOCK},steps=2,evaluations=1,max_utility_drop=1",
+    "our_locks": (),
+    "searched_steps": 2,
+    "informed": (),
+    "max_length": 16,
+    "seeds": 1,
+    "jobs": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table2(SeveralModels):
+    """Appendix B.3, two guards. Scores are the guard's F1 and the backdoor's success rate."""
+
+    models: tuple[Locking, ...] = (guard("22M", ""), guard("86M", ""))
+
+    name: ClassVar[str] = "table2"
+    title: ClassVar[str] = "Locked guards keep their task and are trained to let a trigger pass"
+    scales: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": {"models": (guard("22M", "@100/40/40", **SMOKE),)},
+        "small": {
+            "models": (
+                guard("22M", "@1200/370/288", **SMALL),
+                guard("86M", "@400/370/288", **{**SMALL, "our_locks": ()}),
+            )
+        },
+        "paper": {},
+    }
