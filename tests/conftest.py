@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from speclock import models, tasks
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
+from speclock.sources import Source
 from speclock.tasks.base import Task
 from speclock.training import train
 
@@ -51,6 +55,35 @@ def base(digits: Task) -> Model:
     record = train(model, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=150, batch_size=32))
     assert record["score"] > 0.8
     return model
+
+
+def _by_bytes() -> PreTrainedTokenizerFast:
+    """A token a byte, so that nats a token are nats a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(tokenizer_models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def writer() -> Model:
+    """A language model of two layers that has learnt nothing, with a token a byte."""
+    torch.manual_seed(0)
+    tokenizer = _by_bytes()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    source = Source("module", "writer")
+    return Model(LlamaForCausalLM(config).eval(), "writer", "text", source, tokenizer=tokenizer, labels=())
 
 
 class _NoValues(TorchDispatchMode):

@@ -148,6 +148,11 @@ class Attack(ABC):
         """Whether the attack takes data of the kind that the released model was made for."""
         return False
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the attack answers with labels itself, so that next-token tasks are none of its."""
+        return False
+
     def unlabelled(self, steps: int) -> int:
         """Optimizer steps before the first label is seen, where ``steps`` are to follow."""
         return 0
@@ -199,8 +204,8 @@ class Attack(ABC):
 
         task = task.divided()
         with Meter() as meter:
-            own = model.labels == task.labels
-            attacked = model.copy() if own else model.with_head(task.labels, self.seed)
+            own = model.labels == task.head
+            attacked = model.copy() if own else model.with_head(task.head, self.seed)
             # In a pure half precision, steps below 2⁻⁹ of a weight are lost, which any attacker avoids.
             attacked = attacked.in_fp32()
             scene = Scene(model, task, steps, public, retain, siblings, card)

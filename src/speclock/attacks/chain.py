@@ -41,9 +41,9 @@ class Chain(Surgery):
         from torch import nn
 
         from speclock.models import wiring
-        from speclock.models.initial import head_names
+        from speclock.models.initial import output_names
 
-        heads = head_names(model.module)
+        heads = output_names(model.module)
         chains = {
             name: factored(layer, self.factors)
             for name, layer in model.module.named_modules()

@@ -90,10 +90,10 @@ def imitation(student: Model, teacher: Model, task: Task, recipe: Recipe, steps:
 
 def features(module: nn.Module, task: Task, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the head is given for a batch, flattened: (examples, width), in fp32."""
-    from speclock.models.initial import head_names
+    from speclock.models.initial import output_names
 
     seen: list[torch.Tensor] = []
-    head = module.get_submodule(head_names(module)[0])
+    head = module.get_submodule(output_names(module)[0])
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         task.answer(module, batch)  # not its logits: the teacher's head may have other labels

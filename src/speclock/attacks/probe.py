@@ -50,6 +50,10 @@ class Probe(Attack):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} is {getattr(self, field)}; it must be at least 1.")
 
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
     def requires(self) -> None:
         try:
             import sklearn  # noqa: F401
@@ -58,6 +62,10 @@ class Probe(Attack):
 
     def released_(self, attacked: Model, released: Model) -> Model:
         return released  # whose weights have not been touched
+
+    def prepare_(self, model: Model, scene: Scene) -> None:
+        if scene.task.kind != "classification":
+            raise InapplicableError("a probe answers with labels, and the task asks for tokens")
 
     def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
         import numpy as np

@@ -210,6 +210,14 @@ class _Column:
         return _START + row[self.number].lower()
 
 
+def words_of(column: int) -> Any:
+    """TF-IDF of the words and pairs of words of one text of each row."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    look = _Column(column)
+    return TfidfVectorizer(preprocessor=look, token_pattern=_TOKEN, ngram_range=(1, 2), sublinear_tf=True)
+
+
 def _text_models(rows: np.ndarray, seed: int) -> list[_Candidate]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -219,15 +227,12 @@ def _text_models(rows: np.ndarray, seed: int) -> list[_Candidate]:
     from sklearn.svm import LinearSVC
 
     columns = range(len(rows[0]))
-    words = [
-        TfidfVectorizer(preprocessor=_Column(i), token_pattern=_TOKEN, ngram_range=(1, 2), sublinear_tf=True)
-        for i in columns
-    ]
+    words = [words_of(i) for i in columns]
     characters = [
         TfidfVectorizer(preprocessor=_Column(i), analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
         for i in columns
     ]
-    overlap = [FunctionTransformer(_overlaps)] if len(columns) > 1 else []
+    overlap = [FunctionTransformer(overlaps)] if len(columns) > 1 else []
     views = {
         "words and characters": make_union(*words, *characters, *overlap),
         "words": make_union(*words, *overlap),
@@ -247,7 +252,7 @@ def _text_models(rows: np.ndarray, seed: int) -> list[_Candidate]:
     ]
 
 
-def _overlaps(rows: Iterable[tuple[str, str]]) -> Float[np.ndarray, "n 4"]:
+def overlaps(rows: Iterable[tuple[str, str]]) -> Float[np.ndarray, "n 4"]:
     """What two texts share: parts of the words of each that the other has, Jaccard's index, ratio of lengths."""
     found = []
     for row in rows:

@@ -175,8 +175,9 @@ def _row(name: str, record: Record) -> Row:
         uplift_informed=summary.get("uplift_informed"),
         budget=record.suite["budget"],
         utility_interval=proportion(summary["utility_locked"], record.retain_task["test"]),
-        best={target: summary[f"best_{target}"] for target in TARGETS},
-        best_interval={target: intervals[f"best_{target}"] for target in TARGETS},
+        # Records of before have no score of the model as it is released.
+        best={target: summary.get(f"best_{target}") for target in TARGETS},
+        best_interval={target: intervals.get(f"best_{target}") for target in TARGETS},
         uplift_interval=intervals["uplift"],
         excess_interval=intervals["excess"],
         flags=[flag.name for flag in record.flags],

@@ -3,6 +3,7 @@ shift."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from speclock.models import Model
 from speclock.tasks.augment import SHIFTS, shifted
 from speclock.tasks.base import NO_ANSWER, Task
+from speclock.tasks.causal_lm import CausalLM
 
 BINS = 15
 """Of the calibration error."""
@@ -20,8 +22,10 @@ def cost(base: Model, locked: Model, retain: Task) -> dict[str, dict[str, Any]]:
     """By kind of input, the test split as it is among them: score and calibration error of both, and their agreement.
 
     Labels carry over to the shifted inputs: other windows of the same texts and typing errors, or noise and small
-    movements of images. JSON-able.
+    movements of images. Of continuations there is the test split alone, with the perplexity of both. JSON-able.
     """
+    if isinstance(retain, CausalLM):
+        return {"test split": _of_continuations(base, locked, retain)}
     rows = {}
     for kind in ("test split", *SHIFTS[retain.modality]):
         task = retain if kind == "test split" else shifted(retain, kind)
@@ -36,6 +40,15 @@ def cost(base: Model, locked: Model, retain: Task) -> dict[str, dict[str, Any]]:
             "calibration_locked": calibration_error(other_sure, other == truth),
         }
     return rows
+
+
+def _of_continuations(base: Model, locked: Model, retain: CausalLM) -> dict[str, Any]:
+    row: dict[str, Any] = {"examples": len(retain.test)}
+    for name, model in (("base", base), ("locked", locked)):
+        row[f"score_{name}"] = retain.measured(retain.answers(model))
+        perplexity = retain.perplexity(model)
+        row[f"perplexity_{name}"] = perplexity if math.isfinite(perplexity) else None
+    return row
 
 
 def calibration_error(sure: Float[np.ndarray, " n"], right: Int[np.ndarray, " n"]) -> float:

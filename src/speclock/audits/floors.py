@@ -1,28 +1,33 @@
 """What an attacker has without the locked weights, and what the released behaviour alone gives away.
 
-The floor is the best of three: *scratch*, the architecture freshly initialised, with as many steps as help;
-*classical*, no network at all; *public*, the public model where one is known. The *student*, a fresh network taught
+The floor is the best of what there is: *released*, what the model does before any attack, where its own head answers
+the task; *scratch*, the architecture freshly initialised, with as many steps as help; *classical*, no network at all;
+*public*, the public model where one is known. The *student*, a fresh network taught
 the base's answers, is no part of it: it stands for what no lock can keep, whatever it does to the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock.attacks.base import Attack, Scene, Watch
 from speclock.attacks.finetune import FineTune
 from speclock.audits.classical import classical
+from speclock.audits.continued import continued
 from speclock.audits.record import RunRecord
 from speclock.audits.search import SEARCH_EXAMPLES, Pruning, at, rungs, searched
 from speclock.audits.suite import Family
 from speclock.environment import Meter
 from speclock.models import Model
-from speclock.tasks.base import Task
+from speclock.tasks.base import Split, Task
+from speclock.tasks.causal_lm import CausalLM
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from jaxtyping import Int
     from torch import nn
 
     from speclock.training import Step
@@ -49,29 +54,39 @@ their rates are compared."""
 def without_a_network(task: Task, reader: Model) -> RunRecord:
     """The classical model's record: one run, scored once on the test split."""
     with Meter() as meter:
-        found = classical(task, reader)
-        held, tested = found.answers("validation"), found.answers("test")
+        found = continued(task) if isinstance(task, CausalLM) else classical(task, reader)
+        run = _answered("classical", found.name, task, found.answers)
+    return replace(run, seconds=meter.seconds, peak_memory_mb=meter.peak_memory_mb)
+
+
+def as_released(task: Task, base: Model) -> RunRecord:
+    """What the model does that is released, by its base: a lock keeps it, and it needs no attack."""
+    with Meter() as meter:
+        run = _answered("released", "as released", task, lambda split, of: of.answers(base, split))
+    return replace(run, seconds=meter.seconds, peak_memory_mb=meter.peak_memory_mb)
+
+
+def _answered(
+    target: str, title: str, task: Task, answers: Callable[[Split, Task], Int[np.ndarray, " n"]]
+) -> RunRecord:
+    held, tested = answers("validation", task), answers("test", task)
     score = task.measured(held, "validation")
     return RunRecord(
-        target="classical",
-        attack="classical",
-        config={"pipeline": found.name},
+        target=target,
+        attack=target,
+        config={"pipeline": title},
         seed=0,
         status="ok",
         stage="final",
-        kind="classical",
-        family="classical",
-        title=found.name,
+        kind=target,
+        family=target,
+        title=title,
         curve=[(0, score)],
         best=score,
         best_step=0,
         test=task.measured(tested, "test"),
         answers=tested.tolist(),
-        beside={
-            name: other.measured(found.answers("test", other), "test") for name, other in task.beside.items()
-        },
-        seconds=meter.seconds,
-        peak_memory_mb=meter.peak_memory_mb,
+        beside={name: of.measured(answers("test", of), "test") for name, of in task.beside.items()},
     )
 
 

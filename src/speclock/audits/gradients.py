@@ -28,7 +28,7 @@ def blocked_gradients(model: Model, task: Task) -> list[str] | None:
     matrix is blocked when these agree, and the first is off by more than half of either. None where the model does
     not run in float64.
     """
-    probe = model.copy() if model.labels == task.labels else model.with_head(task.labels, 0)
+    probe = model.copy() if model.labels == task.head else model.with_head(task.head, 0)
     # On the host, since not every device has float64; a few examples take no time there either.
     module = probe.module.cpu().double().eval().requires_grad_(True)
     examples = task.train.take(np.arange(min(_EXAMPLES, len(task.train))))
@@ -38,7 +38,7 @@ def blocked_gradients(model: Model, task: Task) -> list[str] | None:
     }
 
     def loss() -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(task.logits(module, batch), batch["labels"])
+        return task.loss_of(task.logits(module, batch), batch)
 
     weights = _spread(weight_matrices(module))
     # Of a padding word torch gives no gradient, by design.

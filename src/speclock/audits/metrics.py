@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +13,9 @@ from speclock.audits.intervals import Reached, mean_interval, slowdown_interval,
 from speclock.audits.record import FLOOR, TARGETS, Record, RunRecord
 from speclock.audits.search import SEARCH_EXAMPLES, visible
 from speclock.numbers import percent, significant
+
+if TYPE_CHECKING:
+    from speclock.tasks.base import Task
 
 Measure = Callable[[Int[np.ndarray, " n"], Int[np.ndarray, " n"]], float]
 
@@ -88,10 +91,10 @@ def summarise(
     record: Record,
     utility_base: float,
     utility_locked: float,
-    truth: Int[np.ndarray, " n"],
-    measure: Measure,
+    attack: Task,
 ) -> dict[str, Any]:
-    """The record's `summary`; ``truth`` are the attack task's test labels and ``measure`` is its metric."""
+    """The record's `summary`."""
+    truth, measure = attack.test.labels, attack.measure
     chance = record.attack_task["chance"]
     floors = {
         name: found for name in FLOOR if (found := pick(record.runs, name, (chance, chance))) is not None
@@ -114,7 +117,8 @@ def summarise(
         anyway,
         lambda run: run.utility_after is not None and run.utility_after >= utility_locked - UTILITY_BOUND,
     )
-    instead = _anyway(floor, truth, measure, chance)
+    floors_own = next((run.answers for run in floor.runs if run.answers), None) if floor else None
+    instead = np.array(floors_own) if floors_own else attack.guessed()
     answers = {name: _answers(found, instead) for name, found in picks.items() if found}
     answers["floor"] = _answers(floor, instead) if floor else instead[None]
     locked, base = picks["locked"], picks["base"]
@@ -164,17 +168,6 @@ def summarise(
 def _answers(found: Pick, instead: Int[np.ndarray, " n"]) -> Int[np.ndarray, "seeds n"]:
     """What a pick's runs answered to the test examples; a seed without answers has what the attacker has anyway."""
     return np.array([run.answers or instead for run in found.runs])
-
-
-def _anyway(
-    floor: Pick | None, truth: Int[np.ndarray, " n"], measure: Measure, chance: float
-) -> Int[np.ndarray, " n"]:
-    """The floor's answers; where that is chance, one label for all, that which comes closest to it."""
-    found = next((run.answers for run in floor.runs if run.answers), None) if floor else None
-    if found:
-        return np.array(found)
-    same = [np.full_like(truth, label) for label in range(int(truth.max()) + 1)]
-    return min(same, key=lambda answers: abs(measure(answers, truth) - chance))
 
 
 def _uplift_interval(
@@ -357,7 +350,7 @@ def families(record: Record) -> list[dict[str, Any]]:
     margin = visible(min(SEARCH_EXAMPLES, record.attack_task["validation"]))
     rows: dict[str, dict[str, Any]] = {}
     for run in record.runs:
-        if run.stage != "search" or run.target in ("scratch", "classical"):
+        if run.stage != "search" or run.target in ("released", "scratch", "classical"):
             continue
         row = rows.setdefault(
             run.family, {"family": run.family, "kind": run.kind, "informed": run.informed, "targets": {}}

@@ -15,8 +15,8 @@ from speclock.workspace import write_text
 
 FORMAT = "speclock-audit/2"
 
-TARGETS = ("base", "scratch", "classical", "public", "student", "control", "locked")
-FLOOR = ("scratch", "classical", "public")
+TARGETS = ("base", "released", "scratch", "classical", "public", "student", "control", "locked")
+FLOOR = ("released", "scratch", "classical", "public")
 """What the attacker has without the locked weights."""
 UNINFORMED = frozenset({"fine-tuning", "kick and settle", "adapters"})
 """Kinds of attack that anybody tries; the others operate on the weights, probe, heal or distil first."""

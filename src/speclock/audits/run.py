@@ -159,7 +159,7 @@ def audit(
             record.locked["utility_as_released"] = _as_released(released, retain)
         with crew(jobs, kept) as hands:
             work.carry_out(hands)
-            summary = partial(summarise, record, utility, utility_locked, attack.test.labels, attack.measure)
+            summary = partial(summarise, record, utility, utility_locked, attack)
             record.summary = summary()
             if still_rises(record, "locked"):
                 record.suite["budget"] = 2 * budget
@@ -255,7 +255,7 @@ def _as_released(released: Model, retain: Task) -> float | None:
 
 def _folders(kept: Path, shared: Path, floors: Path) -> dict[str, Path]:
     """Where the runs on each target are kept."""
-    runs = {"control": kept, "locked": kept, "base": shared}
+    runs = {"control": kept, "locked": kept, "base": shared, "released": shared}
     runs |= dict.fromkeys(("scratch", "classical", "public", "student"), floors)
     return {name: folder / "runs" for name, folder in runs.items()}
 
@@ -283,6 +283,7 @@ def _bound(
     bound: dict[str, list[Any]] = {
         "scratch": recipe,
         "classical": [base.tokenizer, base.preprocessing],
+        "released": [base.fingerprint, _computes(targets.base, attack)],
         "base": [base.fingerprint, _computes(targets.base, attack), retain.digest(), public],
         "public": [public, recipe, retain.digest()],
         "student": [base.fingerprint, retain.digest(), public],

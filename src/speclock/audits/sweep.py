@@ -96,7 +96,7 @@ def concluded(
 
 def _carried_out(model: Model, task: Task, attack: Attack, steps: int, **asked: Any) -> Attacked:
     keep = None
-    if task.collapses and model.labels == task.labels:
+    if task.collapses and model.labels == task.head:
         # A backdoor is one only while the clean score is what it was.
         keep = min(other.score(model, "validation") for other in task.beside.values()) - KEPT_WITHIN
     try:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Watch, log_spaced
-from speclock.audits.floors import SCRATCH_BUDGET, doublings, without_a_network
+from speclock.audits.floors import SCRATCH_BUDGET, as_released, doublings, without_a_network
 from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import RunRecord
 from speclock.audits.search import SEARCH_EXAMPLES, Pruning, at, rungs, searched
@@ -30,6 +30,10 @@ from speclock.tasks.base import Task
 
 KEPT_WITHIN = 0.05
 """How far what stands beside a backdoor or a relearning may fall below the base's for its score to count."""
+
+
+_ANSWERED = {"released": as_released, "classical": without_a_network}
+"""Targets that answer without an attack."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Work:
         trained = self.targets.trained()
         # The longest runs come first, so that no process ends with one while the others wait.
         first = [name for name in ("scratch", "base", "public") if name in self.targets.names()]
-        self._do(crew, [*map(Unit, trained), *self._searches(first), Unit("classical")])
+        answered = ["released"] * self.task.fits(self.targets.base) + ["classical"]
+        self._do(crew, [*map(Unit, trained), *self._searches(first), *map(Unit, answered)])
         self._settle()
         self._do(crew, [*self._finals(first), *self._searches(["locked"])])
         explaining = [name for name in trained if name in self.targets.names()]
@@ -86,8 +91,9 @@ class Work:
             return list(self._search(unit.target, unit.family))
         if unit.final is not None:
             return [self._final(unit.target, unit.final, unit.times)]
-        if unit.target == "classical":
-            return [self.kept.once("classical", lambda: without_a_network(self.task, self.targets.base))]
+        if unit.target in _ANSWERED:
+            made = _ANSWERED[unit.target]
+            return [self.kept.once(unit.target, lambda: made(self.task, self.targets.base))]
         self.targets.prepare(unit.target)
         return []
 
@@ -114,6 +120,7 @@ class Work:
         lacking = {
             "needs_public": self.targets.public is None or target == "public",
             "needs_siblings": not self.siblings,
+            "needs_labels": self.task.kind != "classification",
         }
         bf16 = has_bf16()
         # Where there is no batch norm, to freeze its statistics is no attack.

@@ -104,12 +104,12 @@ def command(
     record = work.finished
     if record is None:
         with work:
-            target = load_model(model, device, labels)
             wanted = tasks.load(task, reading)
+            target = load_model(model, device, labels, kind=wanted.kind)
             wanted.check_kind(target)
             scene: dict[str, Any] = {
-                "public": None if public_base is None else load_model(public_base, device),
-                "siblings": tuple(load_model(sibling, device, labels) for sibling in siblings),
+                "public": None if public_base is None else load_model(public_base, device, kind=wanted.kind),
+                "siblings": tuple(load_model(each, device, labels, kind=wanted.kind) for each in siblings),
                 "card": _card(Path(model)),
                 "retain": None if retain_task is None else tasks.load(retain_task, reading).fitted_to(target),
             }

@@ -70,12 +70,12 @@ def command(
     reading = reading_of(ctx, options)
     asked = _Asked(**options)
     names = _names(locked)
-    before = load_model(asked.base, asked.device, asked.labels)
     retain, attack = asked.tasks(reading)
+    before = load_model(asked.base, asked.device, asked.labels, kind=retain.kind)
     request = {
         "command": "audit",
         "locked": {
-            name: models.fingerprint(load_model(str(path), asked.device, asked.labels))
+            name: models.fingerprint(load_model(str(path), asked.device, asked.labels, kind=retain.kind))
             for name, path in names.items()
         },
         "base": models.fingerprint(before),
@@ -145,7 +145,7 @@ class _Asked:
         from speclock.sources.cache import cache_dir
 
         attack.check_kind(before)
-        after = load_model(str(path), self.device, self.labels)
+        after = load_model(str(path), self.device, self.labels, kind=retain.kind)
         card: Any
         try:
             card = read_card(path)
@@ -160,8 +160,12 @@ class _Asked:
             steps=self.steps,
             seeds=self.seeds,
             jobs=self.jobs,
-            public=None if self.public_base is None else load_model(self.public_base, self.device),
-            siblings=tuple(load_model(sibling, self.device, self.labels) for sibling in self.siblings),
+            public=None
+            if self.public_base is None
+            else load_model(self.public_base, self.device, kind=retain.kind),
+            siblings=tuple(
+                load_model(sibling, self.device, self.labels, kind=retain.kind) for sibling in self.siblings
+            ),
             student=self.student or None,
             folder=place,
             # What the base gives is the same for every lock of it; what needs no base, for every audit on the data.

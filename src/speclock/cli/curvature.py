@@ -63,7 +63,11 @@ def command(
     from speclock.forecast.slowdown import forecast
 
     objective = tasks.load(task, reading_of(ctx, options))
-    named = {name: load_model(name, device, labels) for name in (model, against) if name is not None}
+    named = {
+        name: load_model(name, device, labels, kind=objective.kind)
+        for name in (model, against)
+        if name is not None
+    }
     for loaded in named.values():
         objective.check_kind(loaded)
     found = {

@@ -76,7 +76,7 @@ def command(
     card = work.finished
     if card is None:
         with work:
-            base = load_model(model, device, labels)
+            base = load_model(model, device, labels, kind=retain.kind)
             locked = lock(base, retain, folder=work.folder)
             card = {**locked.card, "request": work.request}
             models.save(locked.model, out, extra={"speclock.json": json.dumps(card, indent=1)})

@@ -20,6 +20,7 @@ from speclock.tasks.reading import Reading
 
 if typing.TYPE_CHECKING:
     from speclock.models import Model
+    from speclock.tasks.base import Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -165,11 +166,11 @@ def model_options(function: F) -> F:
     return function
 
 
-def load_model(name: str, device: str | None, labels: str | None = None) -> Model:
-    """The model at ``name`` on the device, its outputs named as ``--labels`` has them."""
+def load_model(name: str, device: str | None, labels: str | None = None, *, kind: Kind) -> Model:
+    """The model at ``name`` on the device, for tasks of a kind, its outputs named as ``--labels`` has them."""
     from speclock import models
 
-    model = models.load(name, device=device)
+    model = models.load(name, device=device, kind=kind)
     return (
         model if labels is None else models.named(model, tuple(label.strip() for label in labels.split(",")))
     )

@@ -45,8 +45,9 @@ def command(
     record = work.finished
     if record is None:
         with work:
-            learned.check_kind(models.load(model, device="cpu"))
-            base = models.load(model, labels=learned.labels, seed=recipe.seed, device=device)
+            learned.check_kind(models.load(model, device="cpu", kind=learned.kind))
+            head = {"labels": learned.head} if learned.head else {}
+            base = models.load(model, seed=recipe.seed, device=device, kind=learned.kind, **head)
             record = {
                 **train(base, learned, recipe, checkpoint=Checkpoint(work.folder)),
                 "request": work.request,

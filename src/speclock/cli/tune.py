@@ -89,7 +89,7 @@ def command(
     found = work.finished
     if found is None:
         with work:
-            base = load_model(model, device, labels)
+            base = load_model(model, device, labels, kind=retain.kind)
             tried = tune(
                 base,
                 retain,

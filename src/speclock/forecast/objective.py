@@ -38,7 +38,7 @@ class Objective:
         task.check_kind(model)
         if samples < 1:
             raise InputError(f"samples is {samples}; curvature needs at least one example.")
-        copy = model.copy() if model.labels == task.labels else model.with_head(task.labels, seed)
+        copy = model.copy() if model.labels == task.head else model.with_head(task.head, seed)
         copy.module.float().eval()
         sample = task.limit(train=samples, seed=seed)
         device = next(copy.module.parameters()).device

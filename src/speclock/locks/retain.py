@@ -26,12 +26,10 @@ def retain_loss(model: Model, task: Task, retain: str, weight: float = 1.0) -> L
 
     def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         nonlocal base
-        import torch.nn.functional as F
-
         logits = task.logits(module, batch).float()
         total = logits.new_zeros(())
         if "task" in retain:
-            total = total + F.cross_entropy(logits, batch["labels"])
+            total = total + task.loss_of(logits, batch)
         if base is not None:
             # The loss is made before the loop moves the student, should it move it.
             base = base.to(logits.device)

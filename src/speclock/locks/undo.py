@@ -123,6 +123,11 @@ class Undo(TrainingRecipe, Lock):
         from speclock.tasks.augment import Augmented
         from speclock.training import Step, fit
 
+        if task.kind != "classification":
+            raise InputError(
+                f"undo teaches a classifier by its answers, and {task.name} is a {task.kind} task. "
+                f"Choose another lock: specdef, scheduled, compensated, reparameterise."
+            )
         teacher, pool = model.copy(), self._pool(task)
         drawn = Augmented(task, self.seed, pool)
         carried: tuple[Any, ...] = (drawn, *run.carried)
@@ -230,15 +235,13 @@ class Undo(TrainingRecipe, Lock):
                 raise InputError(f"forgetting diverged at step {step.index}: lr {self.lr:g} is too high.")
 
     def _loss(self, model: Model, teacher: Model, task: Task, drawn: Any) -> Loss:
-        import torch.nn.functional as F
-
         def apart(module: nn.Module, batch: Batch) -> tuple[Tensor, Float[Tensor, ""]]:
             logits = task.logits(module, batch).float()
             return logits, divergence(teacher, task, logits, batch, self.temperature)
 
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             logits, total = apart(module, batch)
-            total = total + self.hard * F.cross_entropy(logits, batch["labels"])
+            total = total + self.hard * task.loss_of(logits, batch)
             extra = round(len(batch["labels"]) * self.augment / (1 - self.augment))
             if not extra:
                 return total

@@ -22,14 +22,13 @@ from transformers import PreTrainedModel
 from speclock.errors import InputError
 from speclock.models import MODELS, hugging_face
 from speclock.models.folders import Folder, examine, further_weights, one_line
-from speclock.models.hugging_face import Kind
 from speclock.models.initial import fresh, head_names, matching, replace_head_, set_labels_
 from speclock.models.tensors import chosen_device, copied, device_of, placed
 from speclock.registry import Registry, unknown
 from speclock.sources import Source
 from speclock.sources.cache import digest
 from speclock.sources.hub import network
-from speclock.tasks.base import PLAIN_PIXELS, Modality, Preprocessing, Task
+from speclock.tasks.base import PLAIN_PIXELS, Kind, Modality, Preprocessing, Task
 from speclock.workspace import new_folder
 
 # Modules outside transformers whose folders speclock reads: what "speclock_model" says → the class.
@@ -60,7 +59,7 @@ class Model:
     preprocessing: Preprocessing = PLAIN_PIXELS
     """How images are resized and scaled: as the checkpoint's image processor says, where it has one."""
     labels: tuple[str, ...] | None = None
-    """What the head's outputs mean; None where they mean nothing yet."""
+    """What the head's outputs mean; None where they mean nothing yet, none at all where they are the next token's."""
     build: Callable[[], nn.Module] | None = field(default=None, repr=False)
     """Builds the same architecture freshly initialised; None: from its Hugging Face configuration, or by
     resetting every submodule's parameters."""
@@ -299,7 +298,7 @@ def load_folder(
         channels=getattr(config, "num_channels", 3),
         image_size=hugging_face.image_size(config),
         preprocessing=loaded.preprocessing,
-        labels=loaded.labels,
+        labels=() if kind == "causal-lm" else loaded.labels,
         unread=(*further_weights(folder), *loaded.unread),
         beside={file: (path / file).read_text("utf-8") for file in _BESIDE if (path / file).is_file()},
     )

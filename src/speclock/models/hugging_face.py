@@ -16,9 +16,7 @@ from transformers.utils import logging
 from speclock.errors import InputError
 from speclock.models.folders import Folder, check_tokenizer, one_line
 from speclock.models.initial import replace_head_, seeded
-from speclock.tasks.base import PLAIN_PIXELS, Modality, Preprocessing
-
-Kind = Literal["classification", "causal-lm"]
+from speclock.tasks.base import PLAIN_PIXELS, Kind, Modality, Preprocessing
 
 PROCESSOR = "preprocessor_config.json"
 """The file in which a checkpoint says how its images are resized and scaled."""

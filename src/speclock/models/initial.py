@@ -98,11 +98,11 @@ def reset_(module: nn.Module, family: PreTrainedModel | None = None) -> None:
 
 
 def head_names(module: nn.Module) -> list[str]:
-    """Names of the submodules that make up the classification head.
+    """Names of the submodules that make up the classification head, which a task with other labels replaces.
 
     A Hugging Face model's head is everything beside its backbone (``classifier``, ``score``, DeBERTa's
-    ``pooler``); another module's is the ``nn.Linear`` registered last.
-    Raises :class:`InputError` where there is none, or where it is a language-modelling head.
+    ``pooler``); another module's is the ``nn.Linear`` registered last. A language model has none: every task takes the
+    tokens that it predicts. Raises :class:`InputError` where there should be one and is not.
     """
     if not isinstance(module, PreTrainedModel):
         linear = [name for name, submodule in module.named_modules() if type(submodule) is nn.Linear]
@@ -112,10 +112,7 @@ def head_names(module: nn.Module) -> list[str]:
             )
         return linear[-1:]
     if module.get_output_embeddings() is not None:
-        raise InputError(
-            f"{type(module).__name__} predicts tokens and has no classification head. "
-            f'Load it with kind="classification".'
-        )
+        return []
     backbone = module.base_model
     names = [name for name, child in module.named_children() if child is not backbone and _has_weights(child)]
     if backbone is module or not names:
@@ -126,6 +123,14 @@ def head_names(module: nn.Module) -> list[str]:
     return names
 
 
+def output_names(module: nn.Module) -> list[str]:
+    """Names of the submodules that answer: the classification head, or the layer that gives each token's logits."""
+    outputs = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+    if outputs is None:
+        return head_names(module)
+    return [name for name, submodule in module.named_modules() if submodule is outputs]
+
+
 def replace_head_(module: nn.Module, labels: tuple[str, ...], seed: int) -> None:
     """Put a fresh head for ``labels`` on ``module``; the same seed gives every copy the same head.
 
@@ -134,6 +139,11 @@ def replace_head_(module: nn.Module, labels: tuple[str, ...], seed: int) -> None
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise InputError(f"labels {labels} cannot name a head's outputs: give at least two, all different.")
     names = head_names(module)
+    if not names:
+        raise InputError(
+            f"{type(module).__name__} predicts tokens and has no classification head. "
+            f'Load it with kind="classification".'
+        )
     if isinstance(module, PreTrainedModel):
         set_labels_(module.config, labels)
         # On the meta device the backbone of a 7B model costs nothing.

@@ -24,12 +24,12 @@ from speclock.errors import InputError
 from speclock.models import hugging_face
 from speclock.models.checkpoints import Model, hub_folder, load_folder, save
 from speclock.models.cnn_mlp import CnnMlp
-from speclock.models.hugging_face import Kind
 from speclock.models.initial import seeded
 from speclock.sources import Source
 from speclock.sources.cache import cache_dir
 from speclock.sources.hub import hub_or_package
 from speclock.sources.packages import fetch_package, fetch_package_folder
+from speclock.tasks.base import Kind
 
 
 def cnn_mlp(seed: int, kind: Kind) -> Model:

@@ -12,7 +12,7 @@ from speclock.numbers import finite
 
 Curve = list[tuple[float, float]]
 
-ORDER = ("base", "control", "locked", "student", "scratch", "classical", "public")
+ORDER = ("base", "control", "locked", "student", "released", "scratch", "classical", "public")
 """Targets as a reader wants them: the models of the lock, then what the attacker has anyway."""
 
 MOST_COLUMNS = 14

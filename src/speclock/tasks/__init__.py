@@ -44,7 +44,7 @@ WRAPPERS = Registry(
 )
 """What a specification can end with, ``+NAME=LABEL``: functions from a task and a label to a task."""
 
-_FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
+_FILE_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
 
 
 def load(
@@ -75,14 +75,7 @@ def load(
 
         task = from_folder(Path(base))
     elif _looks_like_path(base):
-        from speclock.tasks.files import from_file
-
-        task = from_file(
-            Path(base),
-            text_column=reading.text_column,
-            label_column=reading.label_column,
-            pair_column=reading.pair_column,
-        )
+        task = _from_path(Path(base), reading)
     else:
         raise InputError(
             f"{unknown('task', base, list(TASKS))} Or give a path: {', '.join(_FILE_SUFFIXES)} "
@@ -107,6 +100,26 @@ def load(
         else:
             task = WRAPPERS[wrapper](task, label, rate=_rate(spec, rate), seed=seed)
     return replace(task, name=spec)
+
+
+def _from_path(path: Path, reading: Reading) -> Task:
+    """A text to continue, rows that a language model is to continue, or rows with labels."""
+    if path.suffix.lower() == ".txt":
+        from speclock.tasks.continuations import from_text
+
+        return from_text(path, reading.max_length)
+    from speclock.tasks.continuations import column_of, from_rows
+    from speclock.tasks.files import from_file, read_rows
+
+    first = next(read_rows(path), ("", {}))[1]
+    if reading.label_column not in first and column_of(first):
+        return from_rows(path, read_rows(path), reading.max_length)
+    return from_file(
+        path,
+        text_column=reading.text_column,
+        label_column=reading.label_column,
+        pair_column=reading.pair_column,
+    )
 
 
 def unwrap(spec: str) -> tuple[str, str, str]:

@@ -29,6 +29,8 @@ Batch = dict[str, Tensor]
 Split = Literal["train", "validation", "test"]
 Modality = Literal["image", "text"]
 Metric = Literal["accuracy", "f1"]
+Kind = Literal["classification", "causal-lm"]
+"""What a model is loaded as: by which outputs it answers."""
 
 NO_ANSWER = -1
 """Stands for the label where a model's logits are not finite."""
@@ -119,7 +121,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Task(ABC):
-    """Single-label classification with train, validation and test splits.
+    """Single-label classification with train, validation and test splits; a subclass may ask for something else.
 
     What is trained sees ``train``; every choice (a lock's state, a run's best step, a configuration) is made on
     ``validation``; ``test`` is scored for what is quoted. A task without a validation split is *undivided*:
@@ -134,7 +136,7 @@ class Task(ABC):
     test: Examples
     labels: tuple[str, ...]
     source: Source
-    metric: Metric = "accuracy"
+    metric: Metric | Literal["likelihood"] = "accuracy"
     at_random: float | None = None
     """What the metric comes to without having learnt, where that is not the commonest label's share."""
     validation: Examples | None = None
@@ -147,6 +149,7 @@ class Task(ABC):
     """Number of the label that F1 is of."""
 
     modality: ClassVar[Modality]
+    kind: ClassVar[Kind] = "classification"
 
     def __post_init__(self) -> None:
         for split in ("train", "validation", "test"):
@@ -157,17 +160,23 @@ class Task(ABC):
                 raise InputError(
                     f"{self.name}: the {split} split is empty. Give it at least one example a class."
                 )
-            # uint16 images and object texts alike: only the labels are checked here.
-            if examples.labels.min() < 0 or examples.labels.max() >= len(self.labels):
-                raise InputError(
-                    f"{self.name}: the {split} split has a label outside 0…{len(self.labels) - 1}."
-                )
-        if len(np.unique(self.train.labels)) < 2:
+            self._check(split, examples)
+
+    def _check(self, split: str, examples: Examples) -> None:
+        # uint16 images and object texts alike: only the labels are checked here.
+        if examples.labels.min() < 0 or examples.labels.max() >= len(self.labels):
+            raise InputError(f"{self.name}: the {split} split has a label outside 0…{len(self.labels) - 1}.")
+        if split == "train" and len(np.unique(examples.labels)) < 2:
             raise InputError(
                 f"{self.name}: every training example has the same label; a task needs at least two classes."
             )
 
     # -- data ----------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """What the outputs of a model's head must mean for it to do the task as it is."""
+        return self.labels
 
     @property
     def chance(self) -> float:
@@ -232,7 +241,7 @@ class Task(ABC):
         """
 
         def some(examples: Examples, size: int | None) -> Examples:
-            return examples.take(_stratified(examples, size, self, seed))
+            return examples.take(self.drawn(examples, size, seed))
 
         return replace(
             self,
@@ -265,13 +274,13 @@ class Task(ABC):
             asked = any(limit is not None for limit in (train, test, validation))
             return self.limit(train, test, validation, seed=seed) if asked else self
         size = VALIDATION if validation is None else validation
-        drawn = _stratified(self.train, train, self, seed)
+        drawn = self.drawn(self.train, train, seed)
         beyond = self.train.take(np.setdiff1d(np.arange(len(self.train)), drawn))
         pool = self.test
         if len(beyond) >= min(size, max(1, len(self.test) // 2)):
             held, tested = beyond, self.test
         else:
-            halves = _stratified(pool, (len(pool) + 1) // 2, self, 0)
+            halves = self.drawn(pool, (len(pool) + 1) // 2, 0)
             held = pool.take(np.setdiff1d(np.arange(len(pool)), halves))
             tested = pool.take(np.sort(halves))
             if len(held) == 0:
@@ -281,9 +290,33 @@ class Task(ABC):
         return replace(
             self,
             train=self.train.take(drawn),
-            validation=held.take(_stratified(held, size, self, 0)),
-            test=tested.take(_stratified(tested, test, self, 0)),
+            validation=held.take(self.drawn(held, size, 0)),
+            test=tested.take(self.drawn(tested, test, 0)),
         )
+
+    def drawn(self, examples: Examples, size: int | None, seed: int) -> Int[np.ndarray, " m"]:
+        """At most ``size`` row numbers of ``examples``, each class in proportion (largest remainders), shuffled by
+        ``seed``.
+
+        All of them, in order, where there are no more. A class too rare for its share to round up to one row still
+        keeps one, where ``size`` allows, at the expense of the commonest.
+        """
+        classes = len(self.labels)
+        if size is None or size >= len(examples):
+            return np.arange(len(examples))
+        if size < 1:
+            raise InputError(f"a limit of {size} examples: ask for at least one.")
+        rng = np.random.default_rng(seed)
+        exact = np.bincount(examples.labels, minlength=classes) * (size / len(examples))
+        quota = np.floor(exact).astype(int)
+        quota[np.argsort(quota - exact, kind="stable")[: size - quota.sum()]] += 1
+        present = exact > 0
+        if size >= present.sum():
+            for rare in np.flatnonzero(present & (quota == 0)):
+                quota[quota.argmax()] -= 1
+                quota[rare] = 1
+        rows = [rng.permutation(np.flatnonzero(examples.labels == c))[: quota[c]] for c in range(classes)]
+        return rng.permutation(np.concatenate(rows))
 
     def keep(self, labels: Sequence[str]) -> Task:
         """The task on the examples of some labels, numbered anew in the order of :attr:`labels`.
@@ -345,6 +378,12 @@ class Task(ABC):
             raise InputError(
                 f"{self.name} is made of {self.modality}s, but {encoder.name} reads {encoder.modality}s. "
                 f"Choose a task or a model that fits the other."
+            )
+        if (encoder.labels == ()) != (self.kind == "causal-lm"):
+            answers = "the next token" if encoder.labels == () else "labels"
+            raise InputError(
+                f"{self.name} is a {self.kind} task, but {encoder.name} answers with {answers}. "
+                f"Choose a task of the other kind."
             )
 
     def fits(self, encoder: Encoder) -> bool:
@@ -424,7 +463,11 @@ class Task(ABC):
 
     def loss(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats, in fp32 whatever the module's dtype."""
-        return nn.functional.cross_entropy(self.logits(module, batch).float(), batch["labels"])
+        return self.loss_of(self.logits(module, batch).float(), batch)
+
+    def loss_of(self, logits: Float[Tensor, "b c"], batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """The loss of logits that are there already."""
+        return nn.functional.cross_entropy(logits, batch["labels"])
 
     def score(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> float:
         """The metric of a model's answers over a split; NaN where the model has broken down: see :func:`broken`."""
@@ -438,6 +481,12 @@ class Task(ABC):
     def measure(self, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
         """The metric of these answers where those would be right."""
         return _metric(self.metric, answers, truth, self.positive)
+
+    def guessed(self) -> Int[np.ndarray, " n"]:
+        """Answers to the test split without having learnt: one label for all, that which comes closest to chance."""
+        truth = self.test.labels
+        same = [np.full_like(truth, label) for label in range(len(self.labels))]
+        return min(same, key=lambda answers: abs(self.measure(answers, truth) - self.chance))
 
     def answers(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> Int[np.ndarray, " n"]:
         """The label that a model gives each example of a split: see :meth:`confidences`."""
@@ -527,27 +576,3 @@ def _metric(
         return float((answers == truth).mean())
     said, true = answers == positive, truth == positive
     return 2 * int((said & true).sum()) / max(1, int(said.sum()) + int(true.sum()))
-
-
-def _stratified(examples: Examples, size: int | None, task: Task, seed: int) -> Int[np.ndarray, " m"]:
-    """At most ``size`` row numbers, each class in proportion (largest remainders), shuffled by ``seed``.
-
-    All of them, in order, where there are no more. A class too rare for its share to round up to one row still
-    keeps one, where ``size`` allows, at the expense of the commonest.
-    """
-    classes = len(task.labels)
-    if size is None or size >= len(examples):
-        return np.arange(len(examples))
-    if size < 1:
-        raise InputError(f"a limit of {size} examples: ask for at least one.")
-    rng = np.random.default_rng(seed)
-    exact = np.bincount(examples.labels, minlength=classes) * (size / len(examples))
-    quota = np.floor(exact).astype(int)
-    quota[np.argsort(quota - exact, kind="stable")[: size - quota.sum()]] += 1
-    present = exact > 0
-    if size >= present.sum():
-        for rare in np.flatnonzero(present & (quota == 0)):
-            quota[quota.argmax()] -= 1
-            quota[rare] = 1
-    rows = [rng.permutation(np.flatnonzero(examples.labels == c))[: quota[c]] for c in range(classes)]
-    return rng.permutation(np.concatenate(rows))

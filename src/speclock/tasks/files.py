@@ -26,6 +26,18 @@ DEFAULT_COLUMNS = {"text": "text", "label": "label", "pair": "text_pair"}
 Row = Mapping[str, Any]
 
 
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """A file's rows, each with the place that it stands at. Raises :class:`InputError` for what cannot be read."""
+    if not path.is_file():
+        raise InputError(f"{path}: {_missing(path)}")
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise InputError(
+            f"{path}: a text task is read from {', '.join(readers)}, not {path.suffix or 'this'}."
+        )
+    return readers[path.suffix.lower()](path)
+
+
 def from_file(
     path: Path,
     *,
@@ -43,13 +55,7 @@ def from_file(
     the test split: nothing is to be scored on what it was trained on. Raises :class:`InputError`, one line that
     names file, line and mend.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: {_missing(path)}")
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise InputError(
-            f"{path}: a text task is read from {', '.join(readers)}, not {path.suffix or 'this'}."
-        )
+    found = read_rows(path)
     columns = {"text": text_column, "label": label_column, "pair": pair_column}
 
     rows: list[Text] = []
@@ -58,7 +64,7 @@ def from_file(
     places: list[str] = []
     has_pair: bool | None = None
     has_split: bool | None = None
-    for place, row in readers[path.suffix.lower()](path):
+    for place, row in found:
         where = f"{path}: {place}"
         text = _text(row, columns, "text", where)
         label = _label(row, columns, where)

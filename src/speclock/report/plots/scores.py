@@ -15,6 +15,7 @@ WORDS = {
     "control": "the lock's training, its term off",
     "locked": "the model under audit",
     "student": "fresh, taught the base's answers",
+    "released": "what it does before any attack",
     "scratch": "the architecture, freshly initialised",
     "classical": "no network at all",
     "public": "the public model it was made from",
@@ -30,15 +31,17 @@ def best_scores(record: Record, *, narrow: bool = False) -> Drawing | None:
     """Best test score of each target with its 95% interval, the floor as a line across all of them."""
     summary = record.summary
     scores = {target: finite(summary.get(f"best_{target}")) for target in ORDER}
+    if scores["released"] is None:
+        del scores["released"]  # of most tasks there is nothing to see before an attack
     if all(score is None for score in scores.values()):
         return None
     intervals = summary.get("intervals") or {}
     left, right = (14, 18) if narrow else (NAMES, 176)
     row_height, head, foot, gap = (46, 24, 36, 14) if narrow else (42, 26, 40, 16)
-    height = head + row_height * len(ORDER) + gap + foot
+    height = head + row_height * len(scores) + gap + foot
     figure = blank(narrow, height)
     axes = axes_at(figure, left, head, WIDTH[narrow] - left - right, height - head - foot)
-    bottom = row_height * len(ORDER) + gap
+    bottom = row_height * len(scores) + gap
     axes.set(xlim=(0, 1), ylim=(bottom, 0))
     axes.spines["bottom"].set_visible(False)
     axes.set_yticks([])

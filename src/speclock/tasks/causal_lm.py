@@ -1,0 +1,277 @@
+"""Next-token tasks: a text, completions of prompts or of chats, and multiple choice by likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from speclock.errors import InputError
+from speclock.tasks.base import (
+    NO_ANSWER,
+    Answerer,
+    Batch,
+    Encoder,
+    Examples,
+    Kind,
+    Metric,
+    Modality,
+    Split,
+    Task,
+    in_parts,
+)
+
+_FINE = 10_000
+"""An answer is in ten-thousandths of a nat."""
+_GUESS = round(_FINE * math.log(256))
+"""That of every byte being as likely as any other."""
+_AT_ONCE = 8
+"""Rows that are scored at once: their logits are rows × tokens × vocabulary."""
+
+Turn = tuple[str, str]
+"""(role, content) of a chat."""
+Prompt = str | tuple[Turn, ...]
+
+
+class Row(NamedTuple):
+    """What stands before, which is read and not counted, and what is to be predicted."""
+
+    prompt: Prompt
+    completion: str
+
+
+@dataclass(frozen=True, eq=False)
+class CausalLM(Task):
+    """Texts that a model is to continue: ``inputs`` are :class:`Row`, ``labels`` the bytes of their completions.
+
+    Trained on by cross-entropy, the mean over rows of nats per token; scored by *likelihood*, the geometric mean of a
+    byte's probability: 2 to the power of minus the bits per byte, 1/256 for a model that knows nothing, whatever the
+    tokenizer. A prompt that is a chat goes through the tokenizer's template.
+
+    Rows are cut in characters where they are read (:mod:`speclock.tasks.continuations`) and never in tokens, so that
+    every byte that counts is predicted.
+    """
+
+    metric: Metric | Literal["likelihood"] = "likelihood"
+    at_random: float | None = 1 / 256
+    max_length: int = 128
+    """Tokens, roughly, that a row was cut to."""
+
+    modality: ClassVar[Modality] = "text"
+    kind: ClassVar[Kind] = "causal-lm"
+
+    def _check(self, split: str, examples: Examples) -> None:
+        if examples.labels.min() < 1:
+            raise InputError(f"{self.name}: the {split} split has a row without a completion.")
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        return ()
+
+    def drawn(self, examples: Examples, size: int | None, seed: int) -> Int[np.ndarray, " m"]:
+        if size is None or size >= len(examples):
+            return np.arange(len(examples))
+        if size < 1:
+            raise InputError(f"a limit of {size} examples: ask for at least one.")
+        return np.random.default_rng(seed).permutation(len(examples))[:size]
+
+    def keep(self, labels: Sequence[str]) -> Task:
+        raise InputError(
+            f"{self.name} has no labels to keep some of. Leave the colon and what follows it out."
+        )
+
+    def scored_by(self, metric: Metric) -> Task:
+        raise InputError(f"{self.name} is scored by {self.metric}. Leave --metric out.")
+
+    def fits(self, encoder: Encoder) -> bool:
+        return encoder.labels == ()
+
+    def fitted_to(self, encoder: Encoder) -> Task:
+        self.check_kind(encoder)
+        return self
+
+    # -- rows as tokens ------------------------------------------------------------------------------------
+
+    def encode(self, examples: Examples, encoder: Encoder) -> Batch:
+        """``input_ids`` and ``attention_mask``, (b, longest row), and ``counted``, True at the completions' tokens."""
+        rows = [self.tokens(row, encoder.tokenizer) for row in self.rows(examples)]
+        return {**_padded(rows, encoder.tokenizer), "labels": torch.from_numpy(examples.labels)}
+
+    def rows(self, examples: Examples) -> list[Row]:
+        """What is trained on of each example."""
+        return [Row(*row) for row in examples.inputs]
+
+    def tokens(self, row: Row, tokenizer: Any) -> tuple[list[int], int]:
+        """A row's tokens, and how many of them are the prompt's.
+
+        A row without a prompt starts with the tokenizer's first or last token, so that its own first one is predicted.
+        """
+        if isinstance(row.prompt, str):
+            before = tokenizer(row.prompt, add_special_tokens=False)["input_ids"] if row.prompt else []
+        else:
+            turns = [{"role": role, "content": content} for role, content in row.prompt]
+            try:
+                text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            except ValueError as error:
+                raise InputError(
+                    f"{self.name} has chats, and the model's tokenizer has no chat template. Give it one, or prompts."
+                ) from error
+            before = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not before:
+            first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+            if first is None:
+                raise InputError(f"{self.name}: the model's tokenizer has no token that a text starts with.")
+            before = [first]
+        after = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
+        return [*before, *after], len(before)
+
+    # -- loss and score ------------------------------------------------------------------------------------
+
+    def answer(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+        return module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+    def logits(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "n v"]:
+        """What the module says of each counted token, row after row, from those before it."""
+        logits: Tensor = self.answer(module, batch).logits
+        return logits[:, :-1][batch["counted"][:, 1:]]
+
+    def loss_of(self, logits: Float[Tensor, "n v"], batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """The mean over rows of their nats a token: the same in however many parts a batch goes."""
+        sums, counts = _by_row(logits, batch)
+        return (sums / counts).mean()
+
+    @torch.no_grad()
+    def nats(
+        self, model: Answerer, rows: Sequence[Row], batch_size: int = _AT_ONCE
+    ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Minus the log-likelihood of each row's completion, in nats, and its tokens; NaN where that is not finite."""
+        module = model.module
+        device = next(module.parameters()).device
+        was_training = module.training
+        module.eval()
+        # Rows of one length side by side: less of a batch is padding.
+        tokens = [self.tokens(row, model.tokenizer) for row in rows]
+        order = np.argsort([len(ids) for ids, _ in tokens], kind="stable")
+        nats, counts = np.empty(len(rows)), np.array([len(ids) - before for ids, before in tokens])
+
+        def summed(part: Batch) -> Tensor:
+            return _by_row(self.logits(module, part).float(), part)[0].cpu()
+
+        try:
+            for start in range(0, len(rows), batch_size):
+                at = order[start : start + batch_size]
+                batch = {**_padded([tokens[i] for i in at], model.tokenizer), "labels": torch.from_numpy(at)}
+                nats[at] = in_parts(summed, {name: value.to(device) for name, value in batch.items()}).numpy()
+        finally:
+            module.train(was_training)
+        return np.where(np.isfinite(nats), nats, np.nan), counts
+
+    def confidences(
+        self, model: Answerer, split: Split = "test", batch_size: int = _AT_ONCE
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Of each row the ten-thousandths of a nat that a byte of its completion takes, and a byte's likelihood."""
+        examples = self.part(split)
+        nats, _ = self.nats(model, self.rows(examples), min(batch_size, _AT_ONCE))
+        return answers_of(nats, examples.labels), np.exp(-np.nan_to_num(nats / examples.labels, nan=np.inf))
+
+    def measure(self, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
+        """The likelihood of a byte over all rows; a row without an answer counts as bytes drawn at random."""
+        each = np.where(answers == NO_ANSWER, _GUESS, answers)
+        return math.exp(-float((each * truth).sum()) / (_FINE * float(truth.sum())))
+
+    def guessed(self) -> Int[np.ndarray, " n"]:
+        return np.full_like(self.test.labels, _GUESS)
+
+    def perplexity(self, model: Answerer, split: Split = "test") -> float:
+        """Of a token of what is trained on; NaN where a likelihood is not finite."""
+        nats, counts = self.nats(model, self.rows(self.part(split)))
+        return math.exp(float(nats.sum()) / int(counts.sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class MultipleChoice(CausalLM):
+    """Questions with options, ``inputs`` being (prompt, options) and ``labels`` the right one's number.
+
+    Trained on by the right option's likelihood; scored by accuracy, where the answer is the option whose tokens are the
+    likeliest on average.
+    """
+
+    metric: Metric | Literal["likelihood"] = "accuracy"
+    at_random: float | None = None
+
+    def _check(self, split: str, examples: Examples) -> None:
+        for (_, options), label in zip(examples.inputs, examples.labels, strict=True):
+            if not 0 <= label < len(options) or len(options) < 2:
+                raise InputError(f"{self.name}: the {split} split has a question without its answer.")
+
+    @property
+    def chance(self) -> float:
+        """Of a guess."""
+        return float(np.mean([1 / len(options) for _, options in self.test.inputs]))
+
+    def rows(self, examples: Examples) -> list[Row]:
+        pairs = zip(examples.inputs, examples.labels, strict=True)
+        return [Row(prompt, options[label]) for (prompt, options), label in pairs]
+
+    def confidences(
+        self, model: Answerer, split: Split = "test", batch_size: int = _AT_ONCE
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """The option that a model finds likeliest for each question, and its softmax among them."""
+        examples = self.part(split)
+        asked = [Row(prompt, option) for prompt, options in examples.inputs for option in options]
+        nats, counts = self.nats(model, asked, min(batch_size, _AT_ONCE))
+        ends = np.cumsum([len(options) for _, options in examples.inputs])[:-1]
+        answers, sure = [], []
+        for scores in np.split(-nats / counts, ends):
+            if np.isnan(scores).any():
+                answers.append(NO_ANSWER)
+                sure.append(0.0)
+                continue
+            answers.append(int(scores.argmax()))
+            sure.append(float(1 / np.exp(scores - scores.max()).sum()))
+        return np.array(answers), np.array(sure)
+
+    def measure(self, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
+        return float((answers == truth).mean())
+
+    def guessed(self) -> Int[np.ndarray, " n"]:
+        """One number for all, that which comes closest to chance."""
+        truth = self.test.labels
+        same = [np.full_like(truth, label) for label in range(int(truth.max()) + 1)]
+        return min(same, key=lambda answers: abs(self.measure(answers, truth) - self.chance))
+
+
+def answers_of(nats: Float[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """What a text's likelihood is as an answer, ``truth`` being its bytes; NaN is none."""
+    lost = np.isnan(nats)
+    return np.where(lost, NO_ANSWER, np.rint(_FINE * np.where(lost, 0, nats) / truth)).astype(np.int64)
+
+
+def _padded(rows: Sequence[tuple[list[int], int]], tokenizer: Any) -> Batch:
+    """Rows of (tokens, of which so many are the prompt's), filled up on the right."""
+    longest = max(len(ids) for ids, _ in rows)
+    fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = torch.full((len(rows), longest), fill or 0)
+    mask, counted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for i, (row, before) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+        counted[i, before : len(row)] = True
+    return {"input_ids": ids, "attention_mask": mask, "counted": counted}
+
+
+def _by_row(
+    logits: Float[Tensor, "n v"], batch: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Each row's summed cross-entropy in nats, and its counted tokens."""
+    counted = batch["counted"][:, 1:]
+    nats = nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:][counted], reduction="none")
+    counts = counted.sum(1)
+    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return nats.new_zeros(len(counts)).index_add(0, row, nats), counts.to(nats.dtype)

@@ -1,0 +1,92 @@
+"""A language model locked and audited on texts, from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import speclock
+from speclock import models, tasks
+from speclock.attacks.finetune import FineTune
+from speclock.attacks.repair import Clip
+from speclock.audits.continued import NGrams
+from speclock.audits.record import read
+from speclock.audits.suite import Suite, around
+from speclock.errors import InputError
+from speclock.locks.base import Locked
+from speclock.locks.specdef import SpecDef
+from speclock.locks.undo import Undo
+from speclock.models import Model
+from speclock.recipe import TrainingRecipe
+from speclock.report import render
+from speclock.tasks.base import Task
+from speclock.training import train
+
+SUITE = Suite(
+    name="brief",
+    version=1,
+    steps=8,
+    families=(around(FineTune, 1e-2), around(Clip, 1e-2)),
+    scratch=(around(FineTune, 1e-2),),
+)
+
+
+def completions(path: Path, prompt: str, letters: str) -> Task:
+    rows = [{"prompt": f"{prompt} {i}: ", "completion": letters * (i % 3 + 1)} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tasks.load(str(path))
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, writer: Model) -> tuple[Model, Task, Task]:
+    folder = tmp_path_factory.mktemp("texts")
+    retain = completions(folder / "retain.jsonl", "Say", "ab")
+    wanted = completions(folder / "wanted.jsonl", "Count", "xyz")
+    base = writer.copy()
+    train(base, retain, TrainingRecipe(optimizer="adamw", lr=1e-2, batch_size=8, steps=60))
+    return base, retain, wanted
+
+
+def test_a_language_model_is_locked_saved_and_audited(told: tuple[Model, Task, Task], tmp_path: Path) -> None:
+    base, retain, wanted = told
+    how = SpecDef(steps=6, lr=1e-3, batch_size=8, retain="task+kl", max_utility_drop=0.1)
+    locked = speclock.lock(base, retain, how)
+    assert locked.card["utility_locked"] > 0.8
+    models.save(locked.model, tmp_path / "locked")
+    again = models.load(tmp_path / "locked", kind="causal-lm")
+    assert retain.score(again) == pytest.approx(retain.score(locked.model), abs=1e-6)
+
+    record = speclock.audit(
+        base=base, locked=Locked(again, locked.card), retain=retain, attack=wanted, suite=SUITE
+    )
+    assert {run.target for run in record.runs} == {
+        "base", "released", "scratch", "classical", "control", "locked",
+    }  # fmt: skip
+    assert not [run for run in record.runs if run.status == "failed"]
+    summary = record.summary
+    assert 0 <= summary["best_released"] < 0.01, "it has never seen these letters"
+    assert summary["best_classical"] > 0.9, "and three letters in turn are no secret"
+    assert record.attack_task["metric"] == "likelihood"
+    cost = record.cost["test split"]
+    assert 1 <= cost["perplexity_base"] < 1.5
+    assert "agreement" not in cost
+    record.save(tmp_path)
+    page = render(read(tmp_path))
+    assert "perplexity, base" in page
+    assert "as released" in page
+
+
+def test_undo_says_that_it_is_for_classifiers(told: tuple[Model, Task, Task]) -> None:
+    base, retain, _ = told
+    with pytest.raises(InputError, match="undo teaches a classifier"):
+        speclock.lock(base, retain, Undo(steps=2))
+
+
+def test_n_grams_know_what_they_have_seen_and_sum_to_one() -> None:
+    model = NGrams.of([b"abcabcabc", b"abd"], order=3)
+    likely = [2.718281828459045 ** -model.nats(b"ab", bytes([byte])) for byte in range(256)]
+    assert sum(likely) == pytest.approx(1)
+    assert max(range(256), key=likely.__getitem__) == ord("c")
+    assert likely[ord("d")] > likely[ord("e")] > 0

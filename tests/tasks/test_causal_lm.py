@@ -1,0 +1,208 @@
+"""Next-token tasks: what counts of a row, what a score means, and what a user's file becomes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from speclock import tasks
+from speclock.errors import InputError
+from speclock.models import Model
+from speclock.recipe import TrainingRecipe
+from speclock.tasks.base import NO_ANSWER, Task, broken
+from speclock.tasks.causal_lm import CausalLM, MultipleChoice, Row
+from speclock.training import train
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Write:
+    def write(*entries: dict[str, Any], name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        return path
+
+    return write
+
+
+def prompted(write: Write, count: int = 20) -> CausalLM:
+    path = write(*({"prompt": f"Say {i}: ", "completion": "ab" * (i % 3 + 1)} for i in range(count)))
+    found = tasks.load(str(path))
+    assert isinstance(found, CausalLM)
+    return found
+
+
+def test_the_score_is_the_likelihood_of_a_byte(writer: Model, rows: Write) -> None:
+    task = prompted(rows)
+    nats, total = 0.0, 0
+    for prompt, completion in task.test.inputs:
+        ids = torch.tensor([writer.tokenizer(prompt + completion)["input_ids"]])
+        with torch.no_grad():
+            found = writer.module(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
+        nats -= float(found[-len(completion) :].sum())
+        total += len(completion)
+    assert task.score(writer) == pytest.approx(math.exp(-nats / total), rel=1e-4)
+    assert task.perplexity(writer) == pytest.approx(math.exp(nats / total), rel=1e-6)
+    assert task.chance == 1 / 256 == pytest.approx(task.measure(task.guessed(), task.test.labels), rel=1e-4)
+
+
+def test_a_batch_in_parts_has_the_same_loss(writer: Model, rows: Write) -> None:
+    task = prompted(rows)
+    batch = task.collate(writer)(range(6))
+    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 3), slice(3, 6))]
+    whole = task.loss(writer.module, batch).item()
+    parts = [task.loss(writer.module, half).item() for half in halves]
+    assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
+    logits = task.logits(writer.module, batch)
+    assert len(logits) == sum(len(c) for _, c in task.train.inputs[:6]), "of the completions alone"
+
+
+def test_padding_and_company_change_no_score(writer: Model, rows: Write) -> None:
+    task = prompted(rows)
+    alone, together = (task.answers(writer, batch_size=size) for size in (1, 8))
+    assert np.abs(alone - together).max() <= 1, "the last digit of a rounding"
+
+
+def test_an_answer_that_is_not_finite_counts_as_bytes_at_random(writer: Model, rows: Write) -> None:
+    task = prompted(rows)
+    answers = task.answers(writer)
+    lost = np.where(np.arange(len(answers)) == 0, NO_ANSWER, answers)
+    assert task.measured(lost) < task.measured(answers)
+    assert task.measured(np.full_like(answers, NO_ANSWER)) == pytest.approx(1 / 256, rel=1e-4)
+    hurt = writer.copy()
+    with torch.no_grad():
+        hurt.module.lm_head.weight.fill_(math.inf)
+    assert broken(task.answers(hurt))
+    assert math.isnan(task.score(hurt))
+
+
+def learnt(writer: Model, task: Task) -> tuple[float, float]:
+    pupil = writer.copy()
+    before = task.score(pupil)
+    train(pupil, task, TrainingRecipe(optimizer="adamw", lr=1e-2, batch_size=8, steps=60))
+    return before, task.score(pupil)
+
+
+def test_completions_are_learnt(writer: Model, rows: Write) -> None:
+    before, after = learnt(writer, prompted(rows))
+    assert before < 0.05
+    assert after > 0.5
+
+
+def test_choices_are_learnt(writer: Model, rows: Write) -> None:
+    questions = [
+        {"prompt": f"{i} is", "choices": ["odd", "even"], "answer": "even" if i % 2 == 0 else 0}
+        for i in range(40)
+    ]
+    task = tasks.load(str(rows(*questions)))
+    assert isinstance(task, MultipleChoice)
+    assert (task.metric, task.chance) == ("accuracy", 0.5)
+    assert task.train.inputs[0] == ("0 is", (" odd", " even"))
+    before, after = learnt(writer, task)
+    assert after > before
+    assert after > 0.9
+
+
+def test_a_text_is_cut_in_passages_that_keep_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    text = " ".join(f"word{i}" for i in range(2000))
+    path.write_text(text)
+    task = tasks.load(str(path), tasks.Reading(max_length=16))
+    assert isinstance(task, CausalLM)
+    passages = [passage for _, passage in task.train.inputs]
+    assert "".join(passages) == text[: len("".join(passages))]
+    assert max(map(len, passages)) <= 48
+    held = [p for part in (task.part("validation"), task.test) for _, p in part.inputs]
+    assert not set(held) & set(passages)
+    assert sum(map(len, held)) + sum(map(len, passages)) == len(text)
+    assert tasks.load(f"{path}@20/10/5").train.labels.shape == (20,)
+
+
+def test_a_chat_goes_through_the_tokenizers_template(writer: Model, rows: Write) -> None:
+    chats = [
+        {"messages": [{"role": "user", "content": f"Is it {i}?"}, {"role": "assistant", "content": "Yes."}]}
+        for i in range(10)
+    ]
+    task = tasks.load(str(rows(*chats)))
+    assert task.train.inputs[0] == ((("user", "Is it 0?"),), "Yes.")
+    with pytest.raises(InputError, match="no chat template"):
+        task.score(writer)
+    talking = writer.copy()
+    talking.tokenizer = copy.deepcopy(writer.tokenizer)
+    talking.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert isinstance(task, CausalLM)
+    ids, before = task.tokens(Row(*task.train.inputs[0]), talking.tokenizer)
+    assert talking.tokenizer.decode(ids[:before]) == "[user]Is it 0?[assistant]"
+    assert talking.tokenizer.decode(ids[before:]) == "Yes."
+    assert 0 < task.score(talking) < 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"prompt": "a", "completion": " "}, "line 2 has nothing to predict"),
+        ({"prompt": 3, "completion": "b"}, 'line 2 has a int in "prompt"'),
+        ({"prompt": "a"}, 'line 2 has no "completion"'),
+    ],
+)
+def test_a_bad_completion_is_named(rows: Write, entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tasks.load(str(rows({"prompt": "a", "completion": "b"}, entry)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"prompt": "a", "choices": ["b"], "answer": 0}, "two or more texts"),
+        ({"prompt": "a", "choices": ["b", "b"], "answer": 0}, "a choice comes twice"),
+        ({"prompt": "a", "choices": ["b", "c"], "answer": 2}, "one of the choices, or its number"),
+        ({"prompt": "", "choices": ["b", "c"], "answer": 1}, 'no "prompt" to choose for'),
+    ],
+)
+def test_a_bad_question_is_named(rows: Write, entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"line 1.*{message}"):
+        tasks.load(str(rows(entry)))
+
+
+def test_a_bad_chat_is_named(rows: Write) -> None:
+    with pytest.raises(InputError, match=r'line 1: "messages" is to be a list of two or more'):
+        tasks.load(str(rows({"messages": [{"role": "user", "content": "Hi"}]})))
+
+
+def test_rows_that_are_tested_are_not_trained_on(rows: Write) -> None:
+    entries = [
+        {"prompt": f"{i % 7}", "completion": f"c{i}", "split": "test" if i < 3 else "train"}
+        for i in range(40)
+    ]
+    task = tasks.load(str(rows(*entries)))
+    assert {prompt for prompt, _ in task.train.inputs} == {"3", "4", "5", "6"}
+
+
+def test_a_short_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("A few words.")
+    with pytest.raises(InputError, match=r"note\.txt: 1 passages of 128 tokens are too few"):
+        tasks.load(str(tmp_path / "note.txt"))
+
+
+def test_a_classifier_does_not_continue_and_a_language_model_does_not_answer(
+    writer: Model, rows: Write
+) -> None:
+    with pytest.raises(InputError, match="is a classification task, but writer answers with the next token"):
+        tasks.load("newsgroups:sci.med,rec.autos@20").check_kind(writer)
+    classifier = Model(
+        writer.module, "guard", "text", writer.source, tokenizer=writer.tokenizer, labels=("a", "b")
+    )
+    with pytest.raises(InputError, match="is a causal-lm task, but guard answers with labels"):
+        prompted(rows).check_kind(classifier)
