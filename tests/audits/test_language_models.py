@@ -13,7 +13,7 @@ from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audits.continued import NGrams
 from speclock.audits.record import read
-from speclock.audits.suite import Suite, around
+from speclock.audits.suite import Suite, listed
 from speclock.errors import InputError
 from speclock.locks.base import Locked
 from speclock.locks.specdef import SpecDef
@@ -28,8 +28,8 @@ SUITE = Suite(
     name="brief",
     version=1,
     steps=8,
-    families=(around(FineTune, 1e-2), around(Clip, 1e-2)),
-    scratch=(around(FineTune, 1e-2),),
+    families=listed(FineTune(lr=3e-2), Clip(lr=3e-2)),
+    scratch=listed(FineTune(lr=3e-2)),
 )
 
 
@@ -76,6 +76,13 @@ def test_a_language_model_is_locked_saved_and_audited(told: tuple[Model, Task, T
     page = render(read(tmp_path))
     assert "perplexity, base" in page
     assert "as released" in page
+    assert set(record.samples) == {"retain", "attack"}
+    asked = [prompt for prompt, _ in record.samples["attack"]["base"]]
+    assert asked == [prompt for prompt, _ in wanted.test.inputs[:3]]
+    attacked = next(run for run in record.runs if run.target == "locked" and run.samples)
+    assert [prompt for prompt, _ in attacked.samples] == asked
+    assert "What the models write" in page
+    assert record.samples["retain"]["base"][0][1].startswith("ab")
 
 
 def test_undo_says_that_it_is_for_classifiers(told: tuple[Model, Task, Task]) -> None:

@@ -55,6 +55,8 @@ class Outcome:
     utility_after: float | None = None
     """The retain task's score of the model as the run leaves it, with the retain head where the attack had a
     fresh one."""
+    samples: list[tuple[str, str]] = field(default_factory=list)
+    """Of a quoted run on a language model: (what was asked, what it wrote) for a few test examples."""
     beside: dict[str, float] = field(default_factory=dict)
     """Scores of the tasks beside the attack task, of the same state and split as ``test`` where there is one, else
     as ``best``: the clean score of a poisoned task."""
@@ -221,6 +223,7 @@ class Attack(ABC):
                     answers = task.answers(attacked)
                     if not broken(answers):
                         outcome.answers, outcome.test = answers.tolist(), task.measured(answers)
+                        outcome.samples = task.samples(attacked)
                     outcome.beside = {name: other.score(attacked) for name, other in task.beside.items()}
                 if utility and retain is not None:
                     split: Split = "test" if quoted else "validation"

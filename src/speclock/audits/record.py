@@ -49,6 +49,7 @@ class RunRecord:
     best_step: int | None = None
     test: float | None = None
     answers: list[int] | None = None
+    samples: list[tuple[str, str]] = field(default_factory=list)
     utility_after: float | None = None
     beside: dict[str, float] = field(default_factory=dict)
     beside_curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -140,6 +141,8 @@ class Record:
     spectra: list[dict[str, Any]] = field(default_factory=list)
     cost: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Scores, agreement and calibration of base and locked model, by kind of input; see :mod:`speclock.audits.cost`."""
+    samples: dict[str, dict[str, list[tuple[str, str]]]] = field(default_factory=dict)
+    """What language models write before any attack: by task (retain, attack) and model (base, locked)."""
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     """Of this process; runs that an earlier one had finished have their own."""

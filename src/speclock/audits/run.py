@@ -153,6 +153,11 @@ def audit(
         )
         # An answer that is not finite is a wrong one.
         record.cost = cost(before, transplant.model, retain)
+        record.samples = {
+            name: {"base": said, "locked": task.samples(transplant.model)}
+            for name, task in (("retain", retain), ("attack", attack))
+            if (said := task.samples(before))
+        }
         utility, utility_locked = (record.cost["test split"][f"score_{name}"] for name in ("base", "locked"))
         if any(difference.matters for difference in transplant.differences):
             # What users of the folder get, who take its own configuration and tokenizer.

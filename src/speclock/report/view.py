@@ -40,6 +40,7 @@ def view(record: Record) -> dict[str, Any]:
         },
         "heat": plots.heat_range(record),
         "targets": _targets(record),
+        "samples": _samples(record),
         "families": _families(record),
         "columns": [target for target in ORDER if any(target in _of(row) for row in record.families)],
         "changed": _most_changed(record),
@@ -141,6 +142,26 @@ def _targets(record: Record) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _samples(record: Record) -> list[dict[str, Any]]:
+    """What the models write, prompt by prompt: of the retain task base and locked model, of the attack task the
+    attacked one too."""
+    picked = _runs.strongest(record, "locked")
+    attacked = next((run.samples for run in picked if run.samples), [])
+    tables = []
+    for name, by_model in record.samples.items():
+        columns = [by_model["base"], by_model["locked"]] + [attacked] * (name == "attack" and bool(attacked))
+        asked = [prompt for prompt, _ in by_model["base"]]
+        written = [[text for _, text in column] for column in columns]
+        tables.append(
+            {
+                "task": record.retain_task["name"] if name == "retain" else record.attack_task["name"],
+                "columns": ["base", "locked", "locked, attacked"][: len(columns)],
+                "rows": list(zip(asked, zip(*written, strict=True), strict=True)),
+            }
+        )
+    return tables
 
 
 def _of(row: dict[str, Any]) -> dict[str, Any]:

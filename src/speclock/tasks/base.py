@@ -492,6 +492,10 @@ class Task(ABC):
         """The label that a model gives each example of a split: see :meth:`confidences`."""
         return self.confidences(model, split, batch_size)[0]
 
+    def samples(self, model: Answerer) -> list[tuple[str, str]]:
+        """(what is asked, what the model writes) for a few test examples; of a language model alone."""
+        return []
+
     @torch.no_grad()
     def confidences(
         self, model: Answerer, split: Split = "test", batch_size: int = 64

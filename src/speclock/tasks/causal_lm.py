@@ -31,6 +31,8 @@ _FINE = 10_000
 """An answer is in ten-thousandths of a nat."""
 _GUESS = round(_FINE * math.log(256))
 """That of every byte being as likely as any other."""
+_SAMPLES, _WRITTEN = 3, 40
+"""Test examples that a model is made to go on from, and the tokens that it writes for each."""
 _AT_ONCE = 8
 """Rows that are scored at once: their logits are rows × tokens × vocabulary."""
 
@@ -187,6 +189,37 @@ class CausalLM(Task):
 
     def guessed(self) -> Int[np.ndarray, " n"]:
         return np.full_like(self.test.labels, _GUESS)
+
+    @torch.no_grad()
+    def samples(self, model: Answerer) -> list[tuple[str, str]]:
+        """What follows the first test prompts (of a text its passages' first words), the likeliest token each time."""
+        from transformers import GenerationConfig, GenerationMixin
+
+        module, tokenizer = model.module, model.tokenizer
+        if not isinstance(module, GenerationMixin):
+            return []
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=_WRITTEN,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        device = next(module.parameters()).device
+        was_training = module.training
+        module.eval()
+        found = []
+        try:
+            for row in self.rows(self.test.take(np.arange(min(_SAMPLES, len(self.test))))):
+                asked = row if row.prompt else Row(row.completion[: len(row.completion) // 3], " ")
+                ids, before = self.tokens(asked, tokenizer)
+                given = torch.tensor([ids[:before]], device=device)
+                mask = torch.ones_like(given)
+                out = module.generate(given, attention_mask=mask, generation_config=settings)
+                said = asked.prompt if isinstance(asked.prompt, str) else asked.prompt[-1][1]
+                found.append((said, tokenizer.decode(out[0, before:], skip_special_tokens=True)))
+        finally:
+            module.train(was_training)
+        return found
 
     def perplexity(self, model: Answerer, split: Split = "test") -> float:
         """Of a token of what is trained on; NaN where a likelihood is not finite."""
