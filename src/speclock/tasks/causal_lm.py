@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -64,6 +64,10 @@ class CausalLM(Task):
     at_random: float | None = 1 / 256
     max_length: int = 128
     """Tokens, roughly, that a row was cut to."""
+    _encoded: dict[int, tuple[Any, dict[Row, tuple[list[int], int]]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """Each row is tokenised once a tokenizer; that is kept beside its rows, so that its id stays its."""
 
     modality: ClassVar[Modality] = "text"
     kind: ClassVar[Kind] = "causal-lm"
@@ -114,6 +118,12 @@ class CausalLM(Task):
 
         A row without a prompt starts with the tokenizer's first or last token, so that its own first one is predicted.
         """
+        _, known = self._encoded.setdefault(id(tokenizer), (tokenizer, {}))
+        if row not in known:
+            known[row] = self._tokenised(row, tokenizer)
+        return known[row]
+
+    def _tokenised(self, row: Row, tokenizer: Any) -> tuple[list[int], int]:
         if isinstance(row.prompt, str):
             before = tokenizer(row.prompt, add_special_tokens=False)["input_ids"] if row.prompt else []
         else:
