@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -31,6 +31,8 @@ from speclock.tasks.base import Batch, Encoder, Task
 
 Loss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
 
+_ALIKE_IN = 50
+"""Batches among which rows are sorted by length."""
 _WORTH_COLLECTING = 1_000_000
 """Weights of a model whose training's remains are collected at once."""
 
@@ -331,10 +333,15 @@ class _Progress:
 
 
 class _Shuffled(Sampler[list[int]]):
-    """Endless batches of row numbers; epoch e is permuted by (seed, e), and a resumed run starts midway."""
+    """Endless batches of row numbers; epoch e is permuted by (seed, e), and a resumed run starts midway.
 
-    def __init__(self, rows: int, recipe: Recipe, progress: _Progress) -> None:
+    Where the rows' lengths are known, a batch is of rows of like length, and batches come in an order of their own:
+    less of them is padding.
+    """
+
+    def __init__(self, rows: int, lengths: Sequence[int] | None, recipe: Recipe, progress: _Progress) -> None:
         self.rows = rows
+        self.lengths = None if lengths is None else torch.tensor(lengths)
         self.recipe = recipe
         self.progress = progress
 
@@ -345,8 +352,13 @@ class _Shuffled(Sampler[list[int]]):
         while True:
             generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
             order = torch.randperm(self.rows, generator=generator)
-            for i in range(first, per_epoch):
-                yield order[i * size : (i + 1) * size].tolist()
+            if self.lengths is not None:
+                order = torch.cat([p[self.lengths[p].argsort()] for p in order.split(_ALIKE_IN * size)])
+            batches = order[: per_epoch * size].view(per_epoch, size)
+            if self.lengths is not None:
+                batches = batches[torch.randperm(per_epoch, generator=generator)]
+            for batch in batches[first:]:
+                yield batch.tolist()
             epoch, first = epoch + 1, 0
 
 
@@ -354,7 +366,7 @@ def _loader(task: Task, encoder: Encoder, recipe: Recipe, progress: _Progress) -
     rows: Any = range(len(task.train))
     return DataLoader(
         rows,
-        batch_sampler=_Shuffled(len(rows), recipe, progress),
+        batch_sampler=_Shuffled(len(rows), task.lengths(encoder), recipe, progress),
         collate_fn=task.collate(encoder),
         # A generator of its own: a loader otherwise draws from the global one whenever it is started, and a
         # resumed run would see other dropout masks than an uninterrupted one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from speclock.models import Model
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import NO_ANSWER, Task, broken
 from speclock.tasks.causal_lm import CausalLM, MultipleChoice, Row
-from speclock.training import train
+from speclock.training import _loader, _Progress, train
 
 Write = Callable[..., Path]
 
@@ -64,6 +65,24 @@ def test_a_batch_in_parts_has_the_same_loss(writer: Model, rows: Write) -> None:
     assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
     logits = task.logits(writer.module, batch)
     assert len(logits) == sum(len(c) for _, c in task.train.inputs[:6]), "of the completions alone"
+
+
+def test_batches_are_of_like_length_and_an_epoch_has_every_row_once(writer: Model, rows: Write) -> None:
+    entries = [{"prompt": "p", "completion": f"{i:03d}" + "x" * (i % 40)} for i in range(100)]
+    task = tasks.load(str(rows(*entries)))
+    recipe, progress = TrainingRecipe(batch_size=8), _Progress()
+    sampler = _loader(task, writer, recipe, progress).batch_sampler
+    batches = list(itertools.islice(iter(sampler), 2 * (len(task.train) // 8)))
+    lengths = task.lengths(writer)
+    assert lengths is not None
+    for epoch in (batches[: len(batches) // 2], batches[len(batches) // 2 :]):
+        drawn = [row for batch in epoch for row in batch]
+        assert len(set(drawn)) == len(drawn) == len(task.train) // 8 * 8
+        spread = [max(lengths[r] for r in batch) - min(lengths[r] for r in batch) for batch in epoch]
+        assert max(spread) <= 10, "of forty lengths"
+    assert batches[: len(batches) // 2] != batches[len(batches) // 2 :]
+    progress.step = 5
+    assert next(iter(sampler)) == batches[5], "a resumed run goes on midway"
 
 
 def test_padding_and_company_change_no_score(writer: Model, rows: Write) -> None:

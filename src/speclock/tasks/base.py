@@ -372,6 +372,10 @@ class Task(ABC):
         """A ``DataLoader`` collate function from training row numbers to a batch."""
         return lambda rows: self.encode(self.train.take(np.asarray(rows)), encoder)
 
+    def lengths(self, encoder: Encoder) -> Sequence[int] | None:
+        """Tokens of each training row, where batches are to be of rows of like length."""
+        return None
+
     def check_kind(self, encoder: Encoder) -> None:
         """Raise :class:`InputError` unless the model reads what this task is made of."""
         if encoder.modality != self.modality:

@@ -143,6 +143,9 @@ class CausalLM(Task):
         after = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
         return [*before, *after], len(before)
 
+    def lengths(self, encoder: Encoder) -> list[int]:
+        return [len(self.tokens(row, encoder.tokenizer)[0]) for row in self.rows(self.train)]
+
     # -- loss and score ------------------------------------------------------------------------------------
 
     def answer(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Any:

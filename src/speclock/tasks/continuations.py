@@ -56,8 +56,9 @@ def from_text(path: Path, max_length: int) -> CausalLM:
 def from_rows(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], max_length: int) -> CausalLM:
     """Rows of a file, each with the place that it stands at, that have one of :data:`COLUMNS`.
 
-    A column ``split`` that says train or test is followed; without it every fifth row is tested. A row that comes again
-    is left out, and so is a training prompt that is tested. Raises :class:`InputError` that names file, line and mend.
+    A column ``split`` that says train or test is followed; without it every fifth prompt's rows are tested. A row that
+    comes again is left out, and so is one to train on whose prompt is tested, unless all rows have the same. Raises
+    :class:`InputError` that names file, line and mend.
     """
     limit = _CHARACTERS * max_length
     found: dict[Any, tuple[Any, int]] = {}
@@ -75,14 +76,17 @@ def from_rows(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], max_len
         raise InputError(
             f"{path}: {len(found)} different rows. Give at least two, one to train on and one to test."
         )
+    # A question is not to be trained on and tested; one prompt for all rows is none.
+    several = len({prompt for prompt, _ in found}) > 1
+    groups = {key: key[0] if several and key[0] else key for key in found}
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups.values()))}
     tested = {
-        key
-        for i, (key, split) in enumerate(splits.items())
-        if (i % 5 == 4 if split is None else split == "test")
+        groups[key]
+        for key, split in splits.items()
+        if (number[groups[key]] % 5 == 4 if split is None else split == "test")
     }
-    prompts = {key[0] for key in tested if key[0]}
-    train = [found[key] for key in found if key not in tested and key[0] not in prompts]
-    test = [found[key] for key in found if key in tested]
+    train = [found[key] for key in found if groups[key] not in tested]
+    test = [found[key] for key in found if groups[key] in tested and splits[key] in (None, "test")]
     for name, part in (("train", train), ("test", test)):
         if not part:
             raise InputError(
