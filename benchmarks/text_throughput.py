@@ -133,8 +133,9 @@ def texts(model: str, generative: bool, max_length: int) -> tuple[Model, Task]:
         inputs[:] = [("", text) for text in cut]
         return Examples(inputs, np.array([len(text.encode()) for text in cut]))
 
-    parts = {name: rows(task.part(name)) for name in ("train", "validation", "test")}
-    return models.load(model, kind="causal-lm"), CausalLM(task.name, **parts, labels=(), source=task.source)
+    train, test, validation = (rows(part) for part in (task.train, task.test, task.part("validation")))
+    learned = CausalLM(task.name, train, test, (), task.source, validation=validation)
+    return models.load(model, kind="causal-lm"), learned
 
 
 def main() -> None:
