@@ -30,7 +30,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope -m 'not slow and not gpu'
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n auto --dist loadscope -m 'not slow and not gpu'
 
 # What needs an accelerator: a demo, a lock, an audit and a curvature on a real one.
 gpu: $(VENV)/.installed-dev
