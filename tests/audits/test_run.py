@@ -14,10 +14,11 @@ from torch import nn
 
 import speclock
 from speclock import models, tasks, wrap
-from speclock.attacks.base import Attack, Scene
+from speclock.attacks.base import Attack, Outcome, Scene, Status
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.lora import LoRA
-from speclock.attacks.repair import Clip
+from speclock.attacks.repair import Clip, Merge
+from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import Record, RunRecord
 from speclock.audits.run import audit
 from speclock.audits.suite import QUICK, QUICK_1, SCRATCH, STANDARD, STANDARD_1, Family, Suite, around, listed
@@ -380,3 +381,16 @@ def test_what_a_module_computes_is_part_of_what_its_floor_is_kept_by(digits: Tas
 
     one, again, other = (_computes(net(power), digits) for power in (1, 1, 2))
     assert one == again != other
+
+
+def test_what_an_attacker_knows_is_another_run_only_where_it_is_used(tmp_path: Path) -> None:
+    def kept(public: str | None) -> KeptRuns:
+        return KeptRuns({"locked": tmp_path}, {"locked": ["weights"]}, {"needs_public": public})
+
+    for attack, same in ((FineTune(lr=1e-3), True), (Merge(lr=1e-3), False)):
+        run = RunRecord.of(
+            attack, Outcome(Status.OK, [(1, 0.5)], 0.5), target="locked", stage="search", steps=1
+        )
+        kept("minilm").put(run, attack, steps=1)
+        assert (kept(None).get("locked", attack, steps=1) is not None) == same
+        assert kept("minilm").get("locked", attack, steps=1) == run

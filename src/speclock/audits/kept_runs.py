@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,13 @@ class KeptRuns:
     part of its name, so a run made on other data is another run.
     """
 
-    def __init__(self, folders: dict[str, Path], bound: dict[str, Any]) -> None:
+    def __init__(
+        self, folders: dict[str, Path], bound: dict[str, Any], needed: Mapping[str, Any] | None = None
+    ) -> None:
+        """``needed`` is what only those attacks depend on that have a true attribute of that name (needs_public)."""
         self.folders = folders
         self.bound = bound
+        self.needed = needed or {}
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -45,5 +49,6 @@ class KeptRuns:
 
     def _path(self, target: str, attack: Attack, settings: dict[str, Any]) -> Path:
         request = [self.bound[target], attack.name, attack.config(), attack.seed, settings]
+        request += [what for need, what in self.needed.items() if getattr(attack, need)]
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:24]
         return self.folders[target] / f"{target}-{digest}.json"

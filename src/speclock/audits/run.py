@@ -120,7 +120,9 @@ def audit(
             seeds=seeds,
             siblings=siblings,
             card=claimed.card,
-            kept=KeptRuns(targets.folders, _bound(targets, attack, retain, claimed.card, siblings)),
+            kept=KeptRuns(
+                targets.folders, _bound(targets, attack, retain, claimed.card), _needed(public, siblings)
+            ),
         )
         record = Record(
             suite={
@@ -265,9 +267,15 @@ def _folders(kept: Path, shared: Path, floors: Path) -> dict[str, Path]:
     return {name: folder / "runs" for name, folder in runs.items()}
 
 
-def _bound(
-    targets: Targets, attack: Task, retain: Task, card: Card | None, siblings: tuple[Model, ...]
-) -> dict[str, Any]:
+def _needed(public: Model | None, siblings: tuple[Model, ...]) -> dict[str, Any]:
+    """What runs of those attacks alone depend on that need it."""
+    return {
+        "needs_public": None if public is None else identity(public).fingerprint,
+        "needs_siblings": [identity(sibling).fingerprint for sibling in siblings],
+    }
+
+
+def _bound(targets: Targets, attack: Task, retain: Task, card: Card | None) -> dict[str, Any]:
     """What a run on each target depends on beside its attack and budget: kept runs are found by it alone."""
     base, locked = identity(targets.base), identity(targets.locked)
     common = [
@@ -284,16 +292,15 @@ def _bound(
         _computes(targets.base.scratch(0), attack),
     ]
     public = None if targets.public is None else identity(targets.public).fingerprint
-    others = [identity(sibling).fingerprint for sibling in siblings]
     bound: dict[str, list[Any]] = {
         "scratch": recipe,
         "classical": [base.tokenizer, base.preprocessing],
         "released": [base.fingerprint, _computes(targets.base, attack)],
-        "base": [base.fingerprint, _computes(targets.base, attack), retain.digest(), public],
+        "base": [base.fingerprint, _computes(targets.base, attack), retain.digest()],
         "public": [public, recipe, retain.digest()],
-        "student": [base.fingerprint, retain.digest(), public],
-        "control": [base.fingerprint, retain.digest(), public, card],
-        "locked": [locked.fingerprint, base.fingerprint, retain.digest(), public, others, card],
+        "student": [base.fingerprint, retain.digest()],
+        "control": [base.fingerprint, retain.digest(), card],
+        "locked": [locked.fingerprint, base.fingerprint, retain.digest(), card],
     }
     return {name: [*common, *what] for name, what in bound.items()}
 
