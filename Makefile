@@ -9,18 +9,14 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 install: $(VENV)/.installed
 
-# Two stamps: the demo should not wait for linters, nor a developer's install be undone by it.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Two stamps: the demo should not wait for linters, nor a developer's install be undone by it. What is never imported
+# need not be compiled.
+$(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=…"; exit 1; }
 	@echo "Installing speclock and what it needs into $(VENV): PyTorch is the most of it, a minute or several."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c constraints.txt -e .
-	@touch $@
-
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing what the tests need."
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(PIP) install -q --no-compile -c constraints.txt -e '.$(if $(filter %-dev,$@),[dev])'
+	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
 	$(BIN)/speclock demo --out out/demo
