@@ -21,8 +21,9 @@ from speclock.experiments.table1_image import Table1Image
 from speclock.experiments.table1_text import Table1Text
 from speclock.forecast.slowdown import Calibration
 
-SLOW = {"figure3", "table1-image", "table1-text", "table2", "table3"}
-"""Half a minute or a whole one each, and Figure 4 goes through the same code."""
+SLOW = {"figure3", "prediction", "table1-image", "table1-text", "table2", "table3"}
+"""Half a minute or a whole one each. The tables go through the same code as Figure 4, and the prediction's parts are
+tested where they are."""
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +130,9 @@ def test_iterations_grow_and_no_bound_is_broken(made: Path) -> None:
         assert max(ratios) < 100, "a bound that holds by a factor of a hundred explains nothing"
 
 
-def test_a_prediction_is_judged_on_locks_that_it_has_not_seen(made: Path) -> None:
-    rows = json.loads((made / "prediction.json").read_text())["rows"]
+@pytest.mark.slow
+def test_a_prediction_is_judged_on_locks_that_it_has_not_seen(all_made: Path) -> None:
+    rows = json.loads((all_made / "prediction.json").read_text())["rows"]
     locks = {r["lock"]: r["held_out"] for r in rows if r["quantity"] == SLOWDOWN}
     assert sorted(locks.values()) == [False, False, True, True, True]
     (fresh,) = {r["lock"] for r in rows if r.get("fresh")}
@@ -146,7 +148,7 @@ def test_a_prediction_is_judged_on_locks_that_it_has_not_seen(made: Path) -> Non
             assert r["bracket"][0] <= r["measured"] <= r["bracket"][1]
         if "predicted" in r:
             assert r["predicted_interval"][0] < r["predicted"] < r["predicted_interval"][1]
-    kept = json.loads((made / "calibration.json").read_text())
+    kept = json.loads((all_made / "calibration.json").read_text())
     assert {name: Calibration.from_dict(law) for name, law in kept.items()} == calibrations_in(rows)
 
 

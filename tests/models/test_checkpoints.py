@@ -184,7 +184,7 @@ def test_a_hub_id_is_read_from_the_cache(write: Any, tmp_path: Path, monkeypatch
 def test_importing_the_room_costs_no_torch() -> None:
     code = "import sys, speclock.models as m; print(len(m.MODELS), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["4", "False"]
+    assert done.stdout.split() == ["5", "False"]
 
 
 # -- what load refuses -----------------------------------------------------------------------------------

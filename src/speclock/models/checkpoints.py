@@ -137,7 +137,7 @@ class Model:
         if isinstance(model.module, PreTrainedModel) and other.labels is not None:
             set_labels_(model.module.config, other.labels)
             if hasattr(model.module, "num_labels"):
-                model.module.num_labels = len(other.labels)  # type: ignore[assignment]
+                model.module.num_labels = len(other.labels)
         return replace(model, labels=other.labels, build=other.build)
 
 

@@ -155,7 +155,7 @@ def replace_head_(module: nn.Module, labels: tuple[str, ...], seed: int) -> None
         )
         heads = [_drawn(head, seed, shell) for head in here]
         if hasattr(module, "num_labels"):
-            module.num_labels = len(labels)  # type: ignore[assignment]
+            module.num_labels = len(labels)
     else:
         last = module.get_submodule(names[0])
         assert isinstance(last, nn.Linear)

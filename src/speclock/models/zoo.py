@@ -47,7 +47,7 @@ def resnet18(seed: int, kind: Kind) -> Model:
         hidden_sizes=[64, 128, 256, 512],
         depths=[2, 2, 2, 2],
         layer_type="basic",
-        num_labels=10,  # type: ignore[call-arg]
+        num_labels=10,
     )
     with seeded(seed), torch.device("cpu"):
         module = ResNetForImageClassification(config)
