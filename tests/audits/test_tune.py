@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import optuna
 import pytest
 
 from speclock.attacks.finetune import FineTune
@@ -52,7 +53,7 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
     (tmp_path / "c").mkdir()
     with pytest.raises(InputError, match="says nothing of a lock"):
         tune(two_layers, retain, proxy, folder=tmp_path / "c", **asked)  # type: ignore[arg-type]
-    monkeypatch.setattr(module, "WORTH", -1.0)
+    asked["objective"] = "score"  # which there is whatever the base is worth
     (tmp_path / "a").mkdir()
     whole = tune(two_layers, retain, proxy, folder=tmp_path / "a", **asked)  # type: ignore[arg-type]
     monkeypatch.setattr(module, "audit", counted)
@@ -68,6 +69,20 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
         lock_named(trial.lock)
         assert trial.drop <= 0.2 + 1e-9
         assert (trial.status == "pruned") == (trial.uplift == 1.0 and trial.strongest_attack is None)
+        assert 0 <= trial.score <= 1
+    best = chosen(again, 0.2, "score")
+    assert best is None or best.score == min(trial.score for trial in audited)
+
+
+def test_what_a_lock_is_given_is_not_drawn() -> None:
+    spec = "specdef:optimizer=sgd,lr=0.1,retain=task+kl"
+    trial = optuna.trial.FixedTrial(
+        {"lock": f"undo+{spec}", "undo.beta": 0.5, "undo.bottleneck": 0.25, "undo.lr": 3e-4, "undo.steps": 300,
+         "specdef.alpha": 0.125, "specdef.top_k": 2, "specdef.steps": 20}
+    )  # fmt: skip
+    drawn = module._drawn(trial, [f"undo+{spec}"])
+    assert drawn == (f"undo:beta=0.5,bottleneck=0.25,lr=3e-4,steps=300+{spec},alpha=0.125,top_k=2,steps=20")
+    assert lock_named(drawn).parts[1].optimizer == "sgd"  # type: ignore[union-attr]
 
 
 def of(number: int, drop: float, uplift: float, status: str = "audited") -> Trial:

@@ -7,16 +7,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
 from speclock.audits.metrics import WORTH
 from speclock.audits.run import audit
+from speclock.audits.suite import Suite
 from speclock.errors import InputError
 from speclock.locks import LOCKS
 from speclock.locks.base import Locked
-from speclock.locks.composition import lock_named
+from speclock.locks.composition import lock_named, parts_of
 from speclock.models import Model
 from speclock.numbers import short
 from speclock.tasks.base import Task
@@ -47,6 +48,12 @@ class Trial:
     """What the base is worth on the proxy task."""
     seconds: float = 0.0
     """Of locking."""
+    score: float = 1.0
+    """The attacker's pick on the locked model, on the test split; 1 where nothing was locked."""
+
+
+Objective = Literal["uplift", "score"]
+"""What of a trial is to be small: *score* where the base is worth nothing over the floor, and there is no uplift."""
 
 
 @dataclass(kw_only=True)
@@ -80,7 +87,8 @@ def tune(
     max_utility_drop: float,
     locks: Sequence[str] = ("specdef", "undo", "undo+specdef"),
     trials: int = 20,
-    suite: str = "quick",
+    objective: Objective = "uplift",
+    suite: str | Suite = "quick",
     steps: int | None = None,
     jobs: int = 1,
     seed: int = 0,
@@ -89,10 +97,10 @@ def tune(
 ) -> list[Trial]:
     """Lock a model in ``trials`` ways and audit each, the next chosen by what the ones before gave.
 
-    Settings are drawn from what each lock says of itself (:attr:`speclock.locks.base.Lock.tuned`) by a tree-structured
-    Parzen estimator over both ends, drop and uplift [optuna; Bergstra et al. 2011]. A lock whose guard kept nothing
-    is not audited. With the same ``folder`` a killed search goes on. The ``proxy`` is an attack task that nobody will
-    quote: what is tuned on a task says little of it.
+    Settings that ``locks`` leave open are drawn from what each says of itself (:attr:`speclock.locks.base.Lock.tuned`)
+    by a tree-structured Parzen estimator over both ends, drop and ``objective`` [optuna; Bergstra et al. 2011]. A lock
+    whose guard kept nothing is not audited. With the same ``folder`` a killed search goes on. The ``proxy`` is an
+    attack task that nobody will quote: what is tuned on a task says little of it.
 
     Raises :class:`InputError` for a lock that there is not, and where optuna is not installed.
     """
@@ -122,9 +130,11 @@ def tune(
             asked = study.ask()
             spec = _drawn(asked, locks)
             how = {"suite": suite, "steps": steps, "jobs": jobs, "floors": floors or folder}
-            found = _tried(asked.number, spec, base, retain, proxy, max_utility_drop, folder, **how)
+            found = _tried(
+                asked.number, spec, base, retain, proxy, max_utility_drop, objective, folder, **how
+            )
             asked.set_user_attr("trial", dataclasses.asdict(found))
-            study.tell(asked, (found.drop, found.uplift))
+            study.tell(asked, (found.drop, getattr(found, objective)))
             bar.set_postfix_str(f"drop {found.drop:.1%}, uplift {found.uplift:.2f}")
             bar.update()
     return [Trial(**t.user_attrs["trial"]) for t in study.trials if "trial" in t.user_attrs]
@@ -145,25 +155,27 @@ def frontier(trials: Sequence[Trial]) -> list[int]:
     return [trial.number for trial in found]
 
 
-def chosen(trials: Sequence[Trial], max_utility_drop: float) -> Trial | None:
-    """The audited trial of least uplift whose utility drop is allowed."""
+def chosen(trials: Sequence[Trial], max_utility_drop: float, objective: Objective = "uplift") -> Trial | None:
+    """The audited trial of least uplift, or score, whose utility drop is allowed."""
     allowed = [t for t in trials if t.status == "audited" and t.drop <= max_utility_drop]
-    return min(allowed, key=lambda t: (t.uplift, t.drop), default=None)
+    return min(allowed, key=lambda t: (getattr(t, objective), t.drop), default=None)
 
 
 def _drawn(trial: optuna.Trial, locks: Sequence[str]) -> str:
-    """A lock with settings, as `--lock` takes it."""
-    name = trial.suggest_categorical("lock", list(locks))
+    """A lock with settings, as `--lock` takes it: what it says itself stays, the rest is drawn."""
     parts = []
-    for part in name.split("+"):
-        values = {}
-        for field, span in LOCKS[part].tuned.items():
-            key = f"{part}.{field}"
+    for part in parts_of(trial.suggest_categorical("lock", list(locks))):
+        name, _, said = part.partition(":")
+        values = dict(setting.split("=", 1) for setting in said.split(",") if setting)
+        for field, span in LOCKS[name].tuned.items():
+            key = f"{name}.{field}"
+            if field in values:
+                continue
             if span.whole:
                 values[field] = str(trial.suggest_int(key, int(span.low), int(span.high), log=span.log))
             else:
                 values[field] = short(trial.suggest_float(key, span.low, span.high, log=span.log))
-        parts.append(":".join([part, ",".join(f"{field}={value}" for field, value in values.items())]))
+        parts.append(":".join([name, ",".join(f"{field}={value}" for field, value in values.items())]))
     return "+".join(parts)
 
 
@@ -174,6 +186,7 @@ def _tried(
     retain: Task,
     proxy: Task,
     max_utility_drop: float,
+    objective: Objective,
     folder: Path,
     **asked: Any,
 ) -> Trial:
@@ -201,7 +214,7 @@ def _tried(
     )
     write_text(place / "audit.json", record.to_json())
     summary = record.summary
-    if summary["worth"] is None or summary["worth"] < WORTH:
+    if objective == "uplift" and (summary["worth"] is None or summary["worth"] < WORTH):
         raise InputError(
             f"{proxy.name} says nothing of a lock: the base gives its attacker hardly more than there is anyway "
             f"({summary['floor']:.1%}). Choose a proxy, or a number of examples, at which the base is worth something."
@@ -214,6 +227,7 @@ def _tried(
         uplift_uninformed=summary["uplift_uninformed"],
         strongest_attack=summary["strongest_attack"],
         worth=summary["worth"],
+        score=1.0 if summary["best_locked"] is None else summary["best_locked"],
     )
 
 

@@ -24,6 +24,7 @@ from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
 from speclock.audits.record import Record, read
 from speclock.audits.suite import Family, Suite, around
+from speclock.audits.tune import chosen, tune
 from speclock.experiments.base import Experiment, Row, once, row
 from speclock.experiments.claims import NEAR, Claim, curvature, name_of, trained_no_more, utility
 from speclock.forecast.measurement import sharpness
@@ -33,6 +34,7 @@ from speclock.locks.composition import lock_named
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
 from speclock.spectra import singular_values, weight_matrices
+from speclock.tasks import parse
 from speclock.tasks.base import Metric, Task
 from speclock.training import Checkpoint, train
 
@@ -145,6 +147,12 @@ class Locking(Experiment):
     max_length: int = 128
     metric: Metric | None = None
     """How tasks are scored, where not in their own way."""
+    proxy: str = ""
+    """The attack task that the paper's lock is tuned on; on its own data the tuned lock is not quoted."""
+    trials: int = 0
+    """Settings of the lock that are tried."""
+    tuned_from: tuple[str, ...] = ()
+    """The paper's lock with what is not searched of its settings, once for each optimizer."""
     seeds: int = 3
     jobs: int = 2
 
@@ -158,7 +166,8 @@ class Locking(Experiment):
         rows = [*at.utilities(), *at.spectra(), *at.curvatures()]
         for other in self.others:
             rows += [*at.before(other), *at.printed(other)]
-            for lock in self.all_locks:
+            seen = self.proxy and parse(other.task).base == parse(self.proxy).base
+            for lock in (*self.all_locks, *(() if seen else at.tuned)):
                 rows += at.searched(other, lock)
         return rows
 
@@ -289,8 +298,34 @@ class _Place:
         return models.load(str(folder))
 
     def locked(self, lock: str) -> Locked:
-        folder = self.kept / f"lock-{self.of.all_locks.index(lock)}"
-        return locked_in(folder, lock, lambda: self.base, self.retain)
+        return locked_in(self.kept / f"lock-{self.number(lock)}", lock, lambda: self.base, self.retain)
+
+    def number(self, lock: str) -> int:
+        """A lock's place among those that there are, by which its files are called."""
+        return (*self.of.all_locks, *self.tuned).index(lock)
+
+    @cached_property
+    def tuned(self) -> tuple[str, ...]:
+        """The strongest of the paper's lock under settings of the search's own, for a point of utility."""
+        if not self.of.trials:
+            return ()
+        place = self.kept / "tune"
+        place.mkdir(exist_ok=True)
+        trials = tune(
+            self.base,
+            self.retain,
+            self.task(self.of.proxy),
+            max_utility_drop=0.01,
+            locks=self.of.tuned_from,
+            trials=self.of.trials,
+            objective="score",
+            suite=self.suite(),
+            jobs=self.of.jobs,
+            folder=place,
+            floors=self.kept,
+        )
+        best = chosen(trials, 0.01, "score")
+        return () if best is None else (f"{best.lock},max_utility_drop=0.01",)
 
     # -- rows ----------------------------------------------------------------------------------------------
 
@@ -326,7 +361,7 @@ class _Place:
         """λ_max(H) of base and locked model on the same examples of the first other task, each under the same head."""
         task = self.task(self.of.others[0].task)
         for lock in ("", *self.of.all_locks):
-            number = self.of.all_locks.index(lock) if lock else "base"
+            number = self.number(lock) if lock else "base"
 
             def measured(lock: str = lock) -> list[float]:
                 model = self.locked(lock).model if lock else self.base
@@ -427,7 +462,7 @@ class _Place:
         }
 
     def searched(self, other: Other, lock: str) -> Iterator[Row]:
-        number = self.of.all_locks.index(lock)
+        number = self.number(lock)
         # The control of a lock is the same whatever task is attacked, and the base's runs whatever the lock.
         work = self.kept / f"work-{number}"
         work.mkdir(exist_ok=True)
@@ -447,7 +482,13 @@ class _Place:
         )
         targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
         yield from searched_rows(
-            record, lock, targets, stand_in=self.stands_in(task), column=other.column, task=other.task
+            record,
+            lock,
+            targets,
+            stand_in=self.stands_in(task),
+            column=other.column,
+            task=other.task,
+            tuned_on=self.of.proxy if lock in self.tuned else None,
         )
 
     def suite(self) -> Suite:

@@ -10,6 +10,10 @@ from speclock.experiments.locking import Locking, Other, Printed
 # B.2: "we use this exact same set up to lock".
 _SETUP = {"optimizer": "adadelta", "lr": 1.0, "schedule": "step", "gamma": 0.7, "batch_size": 32}
 LOCK = "specdef:alpha=0.5,top_k=1,retain=task,optimizer=adadelta,lr=1.0,schedule=step,gamma=0.7,batch_size=32"
+TUNED = (
+    "specdef:retain=task,batch_size=32,optimizer=adam",
+    "specdef:retain=task,batch_size=32,optimizer=adadelta,lr=1.0",
+)
 UNDO = "undo:batch_size=32,lr=1e-3"
 
 ADAMW = Printed(optimizer="adamw", lr=0.1, middle=1e-3, weight_decay=0.01, quoted=True)
@@ -40,6 +44,9 @@ class Table1Image(Locking):
     our_locks: tuple[str, ...] = (f"{UNDO},steps=4000", f"{UNDO},steps=4000+scheduled:lr=1e-3")
     others: tuple[Other, ...] = _others("")
     attacks: tuple[Printed, ...] = (ADAMW, _ADADELTA, _SGD)
+    proxy: str = "fashion-mnist"
+    trials: int = 20
+    tuned_from: tuple[str, ...] = TUNED
     searched_steps: int = 2000
 
     name: ClassVar[str] = "table1-image"
@@ -56,6 +63,7 @@ class Table1Image(Locking):
             "epochs": 2,
             "searched_steps": 2,
             "informed": ("clip",),
+            "trials": 0,
             "seeds": 1,
             "jobs": 1,
         },
@@ -64,6 +72,8 @@ class Table1Image(Locking):
             "our_locks": (f"{UNDO},steps=1500", f"{UNDO},steps=1500+scheduled:lr=1e-3"),
             "epochs": 2,
             "searched_steps": 192,
+            "proxy": "fashion-mnist@6000/2000",
+            "trials": 0,  # an audit of each trial takes six minutes on two cores
         },
         "paper": {},
     }
