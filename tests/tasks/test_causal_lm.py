@@ -124,7 +124,9 @@ def test_choices_are_learnt(writer: Model, rows: Write) -> None:
     ]
     task = tasks.load(str(rows(*questions)))
     assert isinstance(task, MultipleChoice)
-    assert (task.metric, task.chance) == ("accuracy", 0.5)
+    commonest = np.bincount(task.test.labels).max() / len(task.test)
+    assert (task.metric, task.chance) == ("accuracy", max(0.5, commonest))
+    assert task.measured(task.guessed()) == pytest.approx(task.chance)
     assert task.train.inputs[0] == ("0 is", (" odd", " even"))
     before, after = learnt(writer, task)
     assert after > before
@@ -174,6 +176,8 @@ def test_a_chat_goes_through_the_tokenizers_template(writer: Model, rows: Write)
         ({"prompt": "a", "completion": " "}, "line 2 has nothing to predict"),
         ({"prompt": 3, "completion": "b"}, 'line 2 has a int in "prompt"'),
         ({"prompt": "a"}, 'line 2 has no "completion"'),
+        ({"prompt": "b", "completion": "c", "split": "dev"}, "line 2 has split 'dev'"),
+        ({"prompt": "b", "completion": "c", "split": "test"}, "line 2 has split 'test'"),
     ],
 )
 def test_a_bad_completion_is_named(rows: Write, entry: dict[str, Any], message: str) -> None:

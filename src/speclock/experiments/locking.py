@@ -397,8 +397,8 @@ class _Place:
         task = self.task(other.task)
         steps = max(1, round(self.of.epochs * (len(task.train) // self.of.batch_size)))
         for attack in self.of.attacks:
+            # What the base keeps, on average, of what stands beside the task.
             kept: dict[str, float] = {}
-            """What the base keeps, on average, of what stands beside the task."""
             for i, target in enumerate(("base", "locked")):
                 runs = [
                     once(
@@ -422,8 +422,10 @@ class _Place:
                 }
                 kept = kept or {name: fmean(run["beside"][name] for run in runs) for name in task.beside}
                 if task.collapses:
-                    lost = [any(run["beside"][name] < kept[name] - NEAR for name in kept) for run in runs]
-                    what["collapsed"] = sum(lost)
+                    what["collapsed"] = sum(
+                        not run["diverged"] and any(run["beside"][name] < kept[name] - NEAR for name in kept)
+                        for run in runs
+                    )
                 yield row(
                     [run["score"] for run in runs],
                     paper=getattr(other, target) if attack.quoted else None,

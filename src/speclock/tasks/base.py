@@ -489,7 +489,7 @@ class Task(ABC):
     def guessed(self) -> Int[np.ndarray, " n"]:
         """Answers to the test split without having learnt: one label for all, that which comes closest to chance."""
         truth = self.test.labels
-        same = [np.full_like(truth, label) for label in range(len(self.labels))]
+        same = [np.full_like(truth, label) for label in range(int(truth.max()) + 1)]
         return min(same, key=lambda answers: abs(self.measure(answers, truth) - self.chance))
 
     def answers(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> Int[np.ndarray, " n"]:

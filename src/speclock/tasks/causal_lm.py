@@ -214,7 +214,7 @@ class CausalLM(Task):
         settings = GenerationConfig(
             do_sample=False,
             max_new_tokens=_WRITTEN,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            pad_token_id=_fill(tokenizer),
             eos_token_id=tokenizer.eos_token_id,
         )
         device = next(module.parameters()).device
@@ -256,10 +256,15 @@ class MultipleChoice(CausalLM):
             if not 0 <= label < len(options) or len(options) < 2:
                 raise InputError(f"{self.name}: the {split} split has a question without its answer.")
 
+    # As of labels.
+    measure = Task.measure
+    guessed = Task.guessed
+
     @property
     def chance(self) -> float:
-        """Of a guess."""
-        return float(np.mean([1 / len(options) for _, options in self.test.inputs]))
+        """Of a guess, or of always answering what stands where the right choice mostly does."""
+        guess = float(np.mean([1 / len(options) for _, options in self.test.inputs]))
+        return max(guess, super().chance)
 
     def rows(self, examples: Examples) -> list[Row]:
         pairs = zip(examples.inputs, examples.labels, strict=True)
@@ -283,15 +288,6 @@ class MultipleChoice(CausalLM):
             sure.append(float(1 / np.exp(scores - scores.max()).sum()))
         return np.array(answers), np.array(sure)
 
-    def measure(self, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
-        return float((answers == truth).mean())
-
-    def guessed(self) -> Int[np.ndarray, " n"]:
-        """One number for all, that which comes closest to chance."""
-        truth = self.test.labels
-        same = [np.full_like(truth, label) for label in range(int(truth.max()) + 1)]
-        return min(same, key=lambda answers: abs(self.measure(answers, truth) - self.chance))
-
 
 def answers_of(nats: Float[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """What a text's likelihood is as an answer, ``truth`` being its bytes; NaN is none."""
@@ -299,11 +295,16 @@ def answers_of(nats: Float[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> I
     return np.where(lost, NO_ANSWER, np.rint(_FINE * np.where(lost, 0, nats) / truth)).astype(np.int64)
 
 
+def _fill(tokenizer: Any) -> int:
+    """The token that stands where nothing is; it is masked, so that any does."""
+    found: int | None = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return found or 0
+
+
 def _padded(rows: Sequence[tuple[list[int], int]], tokenizer: Any) -> Batch:
     """Rows of (tokens, of which so many are the prompt's), filled up on the right."""
     longest = max(len(ids) for ids, _ in rows)
-    fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ids = torch.full((len(rows), longest), fill or 0)
+    ids = torch.full((len(rows), longest), _fill(tokenizer))
     mask, counted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for i, (row, before) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)

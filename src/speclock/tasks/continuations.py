@@ -18,17 +18,11 @@ from speclock.tasks.causal_lm import CausalLM, MultipleChoice, Prompt
 _CHARACTERS = 3
 """Of a text for each token that is asked for: English has four or more, code and other languages fewer."""
 
-COLUMNS = {
-    "messages": "chats: a list of {role, content}, of which the last is predicted",
-    "choices": "multiple choice: beside it prompt and answer, the right choice or its number from 0",
-    "completion": "what is predicted: beside it a prompt, or none",
-}
-"""Columns by which a file's rows are known for a causal language model's, and what they hold."""
-
 
 def column_of(row: Mapping[str, Any]) -> str | None:
-    """Which of :data:`COLUMNS` a row has; None for a row of a classification task."""
-    return next((name for name in COLUMNS if name in row), None)
+    """Which column makes a row a causal language model's: messages (a list of {role, content}, of which the last is
+    predicted), choices (beside a prompt and an answer) or completion (perhaps beside a prompt); None without any."""
+    return next((name for name in _READ if name in row), None)
 
 
 def from_text(path: Path, max_length: int) -> CausalLM:
@@ -54,7 +48,7 @@ def from_text(path: Path, max_length: int) -> CausalLM:
 
 
 def from_rows(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], max_length: int) -> CausalLM:
-    """Rows of a file, each with the place that it stands at, that have one of :data:`COLUMNS`.
+    """Rows of a file, each with the place that it stands at, that :func:`column_of` knows.
 
     A column ``split`` that says train or test is followed; without it every fifth prompt's rows are tested. A row that
     comes again is left out, and so is one to train on whose prompt is tested, unless all rows have the same. Raises
@@ -69,9 +63,14 @@ def from_rows(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], max_len
         where = f"{path}: {place}"
         if column is None or column not in row:
             raise InputError(f'{where} has no "{column}", which the first row has. Fix the line.')
+        said = row.get("split")
+        if said not in ("train", "test", None) or (found and (said is None) != (None in splits.values())):
+            raise InputError(
+                f'{where} has split {said!r}; it must be "train" or "test" in every row, or the column left out.'
+            )
         key, label = _READ[column](row, where, limit)
         if key not in found:
-            found[key], splits[key] = (key, label), row.get("split")
+            found[key], splits[key] = (key, label), said
     if len(found) < 2:
         raise InputError(
             f"{path}: {len(found)} different rows. Give at least two, one to train on and one to test."
