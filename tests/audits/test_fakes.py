@@ -117,7 +117,7 @@ def test_a_rescaling_that_balancing_undoes(judged: Judged, base: Model) -> None:
             fake.module.mlp[up].weight.mul_(300)
             fake.module.mlp[up].bias.mul_(300)
             fake.module.mlp[down].weight.div_(300)
-    record, flags = judged(fake, Balance(lr=1e-3, batch_size=16), steps=40)
+    record, flags = judged(fake, Balance(lr=1e-3, batch_size=16), steps=40, plain=PLAIN[1:])
     assert record.summary["utility_locked"] == pytest.approx(record.summary["utility_base"], abs=0.01)
     assert "balance" in flags["repair_succeeds"]
 

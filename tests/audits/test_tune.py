@@ -52,7 +52,7 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
     monkeypatch.setattr("speclock.audits.work.SCRATCH_BUDGET", 1)
     (tmp_path / "c").mkdir()
     with pytest.raises(InputError, match="says nothing of a lock"):
-        tune(two_layers, retain, proxy, folder=tmp_path / "c", **asked)  # type: ignore[arg-type]
+        tune(two_layers, retain, proxy, folder=tmp_path / "c", **{**asked, "trials": 1})  # type: ignore[arg-type]
     asked["objective"] = "score"  # which there is whatever the base is worth
     (tmp_path / "a").mkdir()
     whole = tune(two_layers, retain, proxy, folder=tmp_path / "a", **asked)  # type: ignore[arg-type]

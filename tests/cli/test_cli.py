@@ -341,7 +341,7 @@ def test_k_above_a_rank_warns_and_names_the_matrix(
 def test_curvature_prints_and_parses(
     base_folder: Path, locked_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["curvature", str(locked_folder), "--task", "mnist@800/300", "--samples", "16"]
+    asked = ["curvature", str(locked_folder), "--task", "mnist@800/300", "--samples", "8"]
     assert main([*asked, "--against", str(base_folder), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["sigma_max"] == pytest.approx(

