@@ -88,3 +88,7 @@ class TrainingRecipe(Recipe):
     def total_steps(self, task: Task) -> int:
         """Optimizer steps of the whole run on ``task``."""
         return self.steps or max(1, round(self.epochs * self.steps_per_epoch(task)))
+
+    def repeats(self, task: Task) -> bool:
+        """Whether the run comes to a training example of ``task`` more than once."""
+        return self.total_steps(task) > self.steps_per_epoch(task)

@@ -125,7 +125,7 @@ def test_a_rescaling_that_balancing_undoes(judged: Judged, base: Model) -> None:
 def test_a_compensated_pair_that_fusing_undoes(judged: Judged, base: Model) -> None:
     from tests.attacks.test_attacks import compensated
 
-    record, flags = judged(compensated(base, 3000.0), *_each(Fuse))
+    record, flags = judged(compensated(base, 3000.0), *_each(Fuse), steps=40)
     assert record.summary["utility_locked"] == pytest.approx(record.summary["utility_base"], abs=0.02)
     assert "fuse" in flags["repair_succeeds"]
 
@@ -181,7 +181,8 @@ def test_a_budget_too_small_for_the_base(judged: Judged, base: Model) -> None:
 
 def test_a_card_whose_sigma_had_not_converged(judged: Judged, base: Model, digits: Task) -> None:
     locked = speclock.lock(base, digits, speclock.Rescale(factor=2.0, top_k=1, max_utility_drop=1.0))
-    for card, told in ((locked.card, False), ({**locked.card, "strength_locked": 3.0}, True)):
+    claimed = {**locked.card, "strength_locked": 2 * locked.card["strength_locked"]}
+    for card, told in ((locked.card, False), (claimed, True)):
         _, flags = judged(Locked(locked.model, copy.deepcopy(card)), steps=2)
         assert ("sigma_unconverged" in flags) is told
         assert not {"malformed_card", "not_the_cards_model", "not_the_cards_task"} & set(flags)
@@ -369,7 +370,7 @@ def test_a_backdoor_that_collapses_the_model(judged: Judged, base: Model, digits
     with torch.no_grad():
         fake.module.mlp[0].weight.zero_()
         fake.module.mlp[0].bias.zero_()
-    record, flags = judged(fake, task=poison(digits, "7"))
+    record, flags = judged(fake, task=poison(digits, "7"), steps=60)
     assert "collapsed" in flags
     assert record.summary["best_locked"] is None
     assert record.summary["best_base"] > 0.7

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,12 +14,16 @@ import speclock
 from speclock.errors import InputError
 from speclock.locks import LOCKS
 from speclock.locks.base import Lock
+from speclock.locks.retain import Teacher
 from speclock.models import Model, fingerprint
 from speclock.spectra import weight_matrices
 from speclock.tasks.base import Task
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "specdef": {"alpha": 0.5, "top_k": 1, "optimizer": "adam", "lr": 1e-3, "steps": 20, "evaluations": 4},
+    "specdef": {
+        "alpha": 0.5, "top_k": 1, "optimizer": "adam", "lr": 1e-3, "steps": 20, "evaluations": 4,
+        "max_utility_drop": 0.05,
+    },
     "rescale": {"top_k": 1, "factor": 1.5, "evaluations": 3, "max_utility_drop": 1.0},
     "undo": {
         "beta": 0.5, "bottleneck": 1.0, "steps": 40, "lr": 1e-3, "evaluations": 2, "max_utility_drop": 0.5,
@@ -67,7 +72,8 @@ def test_contract(lock: Lock, base: Model, digits: Task) -> None:
     assert card["unit"] == lock.unit
     assert lock.strength(locked, base) == pytest.approx(card["strength_locked"], rel=1e-3)
     assert card["utility_locked"] == digits.score(locked)
-    assert card["utility_locked"] >= card["utility_base"] - lock.max_utility_drop
+    # The guard holds on the validation split; two standard errors of 300 examples more on the test split.
+    assert card["utility_locked"] >= card["utility_base"] - lock.max_utility_drop - 0.05
     assert [step for step, *_ in card["curve"]] == sorted({step for step, *_ in card["curve"]})
     assert fingerprint(lock(base, digits).model) == card["fingerprint"], "same seed, same result"
 
@@ -124,6 +130,30 @@ def test_alpha_one_pulls_nothing(base: Model, digits: Task) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run(Path(folder))
     assert fingerprint(one) == fingerprint(two)
+
+
+def test_a_teacher_answers_each_example_once_and_as_if_asked_anew(
+    base: Model, digits: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    logits = type(digits).logits
+
+    def counted(self: Task, module: torch.nn.Module, batch: Any) -> torch.Tensor:
+        asked.append(len(batch["labels"]))
+        return logits(self, module, batch)
+
+    task = digits.limit(train=50)
+    remembers, anew = Teacher(base.copy(), task, repeats=True), Teacher(base.copy(), task, repeats=False)
+    rows = [task.encode(task.train.take(np.array(some)), base) for some in ([3, 7, 40], [49, 3], [40])]
+    monkeypatch.setattr(type(digits), "logits", counted)
+    found = [remembers.logits(batch) for batch in rows]
+    assert sum(asked) == 50
+    for batch, answers in zip(rows, found, strict=True):
+        torch.testing.assert_close(answers, anew.logits(batch))
+    asked.clear()
+    other = {**rows[0], "pixel_values": rows[0]["pixel_values"] + 1}
+    torch.testing.assert_close(remembers.logits(other), anew.logits(other))
+    assert asked == [3, 3], "what is no training example is computed"
 
 
 @pytest.mark.parametrize("retain", ["task", "kl", "task+kl"])

@@ -71,7 +71,7 @@ class Scheduled(TrainingRecipe, SpectralLock):
             task,
             self,
             steps=total,
-            loss=retain_loss(model, task, self.retain),
+            loss=retain_loss(model, task, self.retain, repeats=self.repeats(task)),
             checkpoint=run.checkpoint,
             carried=(clock, *run.carried),
         )

@@ -61,7 +61,7 @@ class SpecDef(TrainingRecipe, SpectralLock):
             task,
             self,
             steps=self.total_steps(task),
-            loss=retain_loss(model, task, self.retain, self.alpha),
+            loss=retain_loss(model, task, self.retain, self.alpha, repeats=self.repeats(task)),
             add_gradient_=(lambda: penalty.add_gradient_(self.alpha - 1)) if spectral else None,
             checkpoint=run.checkpoint,
             carried=(penalty, *run.carried),

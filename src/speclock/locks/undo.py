@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from speclock.errors import InputError
 from speclock.locks.base import Lock, Run, Span
-from speclock.locks.retain import divergence
+from speclock.locks.retain import Teacher, divergence
 from speclock.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
@@ -140,13 +140,13 @@ class Undo(TrainingRecipe, Lock):
                 self._forget_(teacher, task)
             if spectral:
                 self._remove_(model, teacher, task, pool)
-        teacher.module.eval().requires_grad_(False)
+        answers = Teacher(teacher, task, repeats=self.repeats(task))
         rest = fit(
             model,
             task,
             self,
             steps=self.total_steps(task),
-            loss=self._loss(model, teacher, task, drawn),
+            loss=self._loss(model, answers, task, drawn),
             checkpoint=run.checkpoint,
             carried=carried,
         )
@@ -219,13 +219,12 @@ class Undo(TrainingRecipe, Lock):
         from speclock.tasks.unlabelled import inputs_of
         from speclock.training import fit
 
-        before = teacher.copy()
-        before.module.eval().requires_grad_(False)
+        before = Teacher(teacher.copy(), task, repeats=False)
         unwanted = Augmented(task, self.seed, inputs_of(self.forget_task, task))
 
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             logits = task.logits(module, batch).float()
-            kept = divergence(before, task, logits, batch, self.temperature)
+            kept = divergence(before.logits(batch), logits, self.temperature)
             asked = unwanted.batch(len(batch["labels"]), teacher)
             told = task.logits(module, {name: value.to(logits.device) for name, value in asked.items()})
             return kept - told.float().log_softmax(-1).mean()  # cross-entropy with the uniform distribution
@@ -234,10 +233,10 @@ class Undo(TrainingRecipe, Lock):
             if step.diverged:
                 raise InputError(f"forgetting diverged at step {step.index}: lr {self.lr:g} is too high.")
 
-    def _loss(self, model: Model, teacher: Model, task: Task, drawn: Any) -> Loss:
+    def _loss(self, model: Model, teacher: Teacher, task: Task, drawn: Any) -> Loss:
         def apart(module: nn.Module, batch: Batch) -> tuple[Tensor, Float[Tensor, ""]]:
             logits = task.logits(module, batch).float()
-            return logits, divergence(teacher, task, logits, batch, self.temperature)
+            return logits, divergence(teacher.logits(batch), logits, self.temperature)
 
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             logits, total = apart(module, batch)
