@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from speclock import models
 from speclock.cli import COMMANDS, main
-from speclock.models import Model
+from speclock.recipe import TrainingRecipe
+from speclock.tasks.base import Task
+from speclock.training import train
 
 OPTIONS = ["--optimizer", "adam", "--lr", "1e-3", "--steps", "24"]
 
@@ -75,9 +77,12 @@ def test_the_program_runs() -> None:
 
 
 @pytest.fixture(scope="module")
-def base_folder(base: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_folder(digits: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cnn-mlp that reads digits, as a user has it."""
     folder = tmp_path_factory.mktemp("cli") / "base"
-    models.save(base, folder)
+    model = models.load("cnn-mlp", labels=digits.labels, device="cpu")
+    train(model, digits, TrainingRecipe(optimizer="adam", lr=1e-3, steps=150, batch_size=32))
+    models.save(model, folder)
     return folder
 
 
