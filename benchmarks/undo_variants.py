@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--lock", action="append", default=[], help="undo under other settings of its own")
     parser.add_argument("--only", nargs="+", help="some of the variants, by name")
+    parser.add_argument("--max-utility-drop", type=float, default=0.05)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--max-length", type=int, default=16)
@@ -222,10 +223,12 @@ def main() -> None:
     retain, proxy = tasks.load(given.retain_task, reading), tasks.load(given.attack_task, reading)
     kept = given.out / "runs"
     rows = []
-    named = variants(steps=given.steps, lr=given.lr)
+    # A guard that gives nothing back would leave nothing to compare: what a variant costs is in its row.
+    named = variants(steps=given.steps, lr=given.lr, max_utility_drop=given.max_utility_drop)
     if given.only is not None:
         named = {name: named[name] for name in given.only}
-    for name, how in {**named, **{spec: lock_named(spec) for spec in given.lock}}.items():
+    others = {spec: lock_named(spec, {"max_utility_drop": given.max_utility_drop}) for spec in given.lock}
+    for name, how in {**named, **others}.items():
         asked = [repr(how), given.seeds, models.fingerprint(base), retain.digest(), proxy.digest()]
         place = kept / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
         place.mkdir(parents=True, exist_ok=True)

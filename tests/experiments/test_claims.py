@@ -23,6 +23,7 @@ def searched(
     common = {
         "block": "searched",
         "column": "KMNIST",
+        "scored": True,
         "paper": None,
         "floor": floor,
         "steps": 64,
@@ -74,6 +75,14 @@ def test_every_printed_optimizer_is_judged() -> None:
 )
 def test_a_search_counts_from_the_floor(rows: list[dict[str, Any]], verdict: str) -> None:
     assert trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched.startswith(verdict)
+
+
+@pytest.mark.parametrize(("unscored", "what"), [(0, "the base"), (1, "it")])
+def test_a_model_on_which_every_run_ends_badly_says_nothing_for_its_lock(unscored: int, what: str) -> None:
+    rows = searched(0.9, 0.1, 0.5, None)
+    rows[unscored] |= {"scored": False, "strongest_attack": None}
+    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    assert said == f"specdef {SILENT}: every run on {what} diverged, collapsed or failed"
 
 
 def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:

@@ -129,6 +129,9 @@ def search_of(rows: Sequence[dict[str, Any]]) -> str:
 def _of_lock(base: dict[str, Any], locked: dict[str, Any]) -> str:
     """A lock is judged by uplift where the weights are worth something, and else by whether training works at all."""
     name = name_of(locked["lock"]) + (" tuned on another task" if locked.get("tuned_on") else "")
+    for target, r in (("the base", base), ("it", locked)):
+        if not r["scored"]:
+            return f"{name} {SILENT}: every run on {target} diverged, collapsed or failed"
     scores = f"base {percent(base['measured'])}, locked {percent(locked['measured'])}, floor {percent(base['floor'])}"
     if base["measured"] < base["floor"] + WORTH:
         if base["measured"] <= base["chance"] + 2 * NEAR:

@@ -66,18 +66,23 @@ def audited_in(place: Path, **asked: Any) -> Record:
 
 
 def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any) -> Iterator[Row]:
-    """What an audit found on each of the targets that there are, and the floor beside it."""
+    """What an audit found on each of the targets that there are, and the floor beside it.
+
+    A target on which no run came to a score stands at chance, as runs that diverged do, and is marked."""
     summary = record.summary
+    met = {run.target for run in record.runs}
     for target in targets:
-        if (best := summary[f"best_{target}"]) is None:
+        if target not in met:
             continue
+        best = summary[f"best_{target}"]
         found = row(
-            [best],
+            [summary["chance"] if best is None else best],
             **what,
             block="searched",
             target=target,
             lock="" if target == "base" else lock,
-            strongest_attack=summary["strongest_attacks"][target],
+            scored=best is not None,
+            strongest_attack=summary["strongest_attacks"].get(target),
             floor=summary["floor"],
             floor_by=summary["floor_by"],
             steps=record.suite["budget"],
