@@ -418,6 +418,12 @@ def test_the_best_of_a_search_at_the_floor_is_inert() -> None:
     assert {row["family"]: row["inert"] for row in made.families}["fuse"]
 
 
+def test_what_beats_the_floor_with_twice_the_budget_is_not_inert() -> None:
+    late = [final("base", [0.9], seed=seed, attack="fuse") for seed in (1, 2, 3)]
+    made = record([*sound(), *tried("base", 0.46, attack="fuse"), *late])
+    assert not {row["family"]: row["inert"] for row in made.families}["fuse"]
+
+
 def test_excess_is_what_the_weights_give_beyond_the_behaviour() -> None:
     s = record([*sound(), *attacked("student", [0.5] * 7)]).summary
     assert s["excess"] == pytest.approx((0.6 - 0.5) / (0.9 - 0.5))

@@ -340,7 +340,8 @@ def families(record: Record) -> list[dict[str, Any]]:
     """One row a family of attacks: what its search reached on each target, and whether it is inert.
 
     A family is inert that does not beat the floor on the unlocked base, on the validation split and by more than
-    the best of a search at the floor does by chance: that it does not break a lock says nothing of the lock.
+    the best of a search at the floor does by chance, neither in its search nor in its finals (which may have had
+    twice the budget): that it does not break a lock says nothing of the lock.
     """
     chance = record.attack_task["chance"]
     floor = max(
@@ -364,9 +365,11 @@ def families(record: Record) -> list[dict[str, Any]]:
             seen[status] += run.status == status
         if run.best is not None and (seen["best"] is None or run.best > seen["best"]):
             seen["best"], seen["at"] = run.best, run.title
-    for row in rows.values():
-        on_base = row["targets"].get("base", {}).get("best")
-        row["inert"] = on_base is None or on_base <= floor + margin
+    for name, row in rows.items():
+        on_base = [row["targets"].get("base", {}).get("best")]
+        if own := pick([run for run in record.runs if run.family == name], "base", (floor, floor)):
+            on_base.append(own.validation)
+        row["inert"] = all(best is None or best <= floor + margin for best in on_base)
     return list(rows.values())
 
 
