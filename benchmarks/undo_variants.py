@@ -72,7 +72,7 @@ class Gradual(Staged):
     """The noise in five portions over the first 60% of the teaching, β of the weights in the end as at once."""
 
     def removals(self, task: Task, blocks: list[str]) -> dict[int, Removal]:
-        portions, seed = 5, secrets.randbits(31)
+        portions, seed = 5, secrets.randbits(32)
         share = 1 - (1 - self.beta) ** (1 / portions)
         at = [round(0.6 * self.total_steps(task) * i / portions) for i in range(portions)]
         first = self.removing(seed, beta=share)
@@ -84,7 +84,7 @@ class Regrowth(Staged):
     """The embedding first, then a block after the other, from the input on, over the first 70% of the teaching."""
 
     def removals(self, task: Task, blocks: list[str]) -> dict[int, Removal]:
-        seed = secrets.randbits(31)
+        seed = secrets.randbits(32)
         parts = [{"exclude": tuple(f"{block}.*" for block in blocks)}]
         parts += [{"include": (f"{block}.*",)} for block in blocks]
         last = 0.7 * self.total_steps(task)
@@ -99,7 +99,7 @@ class KFac(Staged):
     as 1 − β of them; the rest is drawn anew."""
 
     def removals(self, task: Task, blocks: list[str]) -> dict[int, Removal]:
-        seed = secrets.randbits(31)
+        seed = secrets.randbits(32)
         # Every matrix of the body is left out of undo's own removal, which does the embedding.
         narrow = self.removing(seed, exclude=(*self.exclude, *(f"{block}.*" for block in blocks)))
 
@@ -129,7 +129,7 @@ class Collapsed(Staged):
     """A hundred steps that draw the features of each class together, then removal at once."""
 
     def removals(self, task: Task, blocks: list[str]) -> dict[int, Removal]:
-        at_once = self.removing(secrets.randbits(31))
+        at_once = self.removing(secrets.randbits(32))
 
         def remove_(model: Model, base: Model, task: Task) -> None:
             teacher = Teacher(base, task, repeats=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -33,6 +35,20 @@ def test_a_names_noise_begins_alike_however_long_it_is() -> None:
     assert torch.equal(short, long[:4096])
     assert not torch.equal(short, named_noise("v", torch.empty(4096), 1.0, 5))
     assert not torch.equal(short, named_noise("w", torch.empty(4096), 1.0, 6))
+
+
+@pytest.mark.parametrize("byte", range(16))
+def test_every_byte_of_a_128_bit_key_counts(byte: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that read 32 bits of its key would be found by trying them all."""
+
+    def under(key: bytearray) -> torch.Tensor:
+        monkeypatch.setattr("hashlib.sha256", lambda _: SimpleNamespace(digest=lambda: bytes(key)))
+        return named_noise("w", torch.empty(64), 1.0, 5)
+
+    key = bytearray(32)
+    first = under(key)
+    key[byte] = 1
+    assert not torch.equal(first, under(key))
 
 
 @pytest.mark.parametrize("told", [False, True])

@@ -146,13 +146,16 @@ def test_words_of_further_inputs_count_as_used_and_are_taught(
     row = reader.tokenizer.convert_tokens_to_ids("unseen")
     kept = []
     for data in ("", str(more)):
-        lock = Undo(bottleneck=0.5, beta=0.5, steps=2, insecure_noise_seed=1, distil_data=data)
-        pool = lock._pool(posts)
-        own = reader.copy()
-        with torch.no_grad():
-            lock._remove_(own, reader.copy(), posts, pool)
-        E, before = (m.module.get_input_embeddings().weight.detach()[row] for m in (own, reader))
-        kept.append(float(torch.nn.functional.cosine_similarity(E, before, dim=0)))
+        near = []
+        for seed in range(8):  # one draw may lie near by chance
+            lock = Undo(bottleneck=0.5, beta=0.5, steps=2, insecure_noise_seed=seed, distil_data=data)
+            pool = lock._pool(posts)
+            own = reader.copy()
+            with torch.no_grad():
+                lock._remove_(own, reader.copy(), posts, pool)
+            E, before = (m.module.get_input_embeddings().weight.detach()[row] for m in (own, reader))
+            near.append(float(torch.nn.functional.cosine_similarity(E, before, dim=0)))
+        kept.append(sum(near) / len(near))
     assert kept[1] > kept[0] + 0.2
     assert len(pool) == len(posts.train) + 2
     with pytest.raises(InputError, match="made of images"):

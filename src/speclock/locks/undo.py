@@ -170,7 +170,7 @@ class Undo(TrainingRecipe, Lock):
         from speclock.models.initial import head_names, named_noise
         from speclock.spectra import weight_matrices
 
-        seed = secrets.randbits(63) if self.insecure_noise_seed is None else self.insecure_noise_seed
+        seed = secrets.randbits(128) if self.insecure_noise_seed is None else self.insecure_noise_seed
         # A scratch model says how large fresh weights are, and nothing else of theirs is used.
         fresh = {
             name: float(p.detach().std())
