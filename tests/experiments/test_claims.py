@@ -33,6 +33,7 @@ def searched(
         {**common, "target": "base", "lock": "", "measured": base, "strongest_attack": "sgd at lr 0.1"},
         {
             **{**common, "target": "locked", "lock": lock, "measured": locked, "uplift": uplift},
+            **{"best_base": base, "flags": ["few_seeds"]},
             "strongest_attack": "clip, then adamw at lr 1e-3",
         },
     ]
@@ -80,9 +81,23 @@ def test_a_search_counts_from_the_floor(rows: list[dict[str, Any]], verdict: str
 @pytest.mark.parametrize(("unscored", "what"), [(0, "the base"), (1, "it")])
 def test_a_model_on_which_every_run_ends_badly_says_nothing_for_its_lock(unscored: int, what: str) -> None:
     rows = searched(0.9, 0.1, 0.5, None)
-    rows[unscored] |= {"scored": False, "strongest_attack": None}
+    rows[1] |= {"scored": False} if unscored else {"best_base": None}
     said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
     assert said == f"specdef {SILENT}: every run on {what} diverged, collapsed or failed"
+
+
+@pytest.mark.parametrize("flag", ["utility_broken", "only_divergence", "budget_too_small"])
+def test_an_audit_with_doubts_of_its_own_finds_no_lock_that_holds(flag: str) -> None:
+    rows = searched(0.9, 0.52, 0.5, 0.05)
+    rows[1]["flags"].append(flag)
+    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    assert said.startswith(f"specdef {SILENT}, for {flag} (")
+
+
+def test_a_lock_is_judged_by_its_own_audits_base() -> None:
+    rows = [*searched(0.44, 0.4, 0.4, None), *searched(0.6, 0.6, 0.4, 1.0, lock="undo")]
+    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    assert "undo falls to clip, then adamw at lr 1e-3 within 64 steps (base 60.0%" in said
 
 
 def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:

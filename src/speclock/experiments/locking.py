@@ -90,7 +90,16 @@ def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any
         )
         found["ci"] = summary["intervals"].get(f"best_{target}")
         if target == "locked":
-            quoted = ("uplift", "uplift_uninformed", "worth", "slowdown", "utility_base", "utility_locked")
+            # Its own base's, which another audit may have given another budget.
+            quoted = (
+                "best_base",
+                "uplift",
+                "uplift_uninformed",
+                "worth",
+                "slowdown",
+                "utility_base",
+                "utility_locked",
+            )
             found |= {name: summary[name] for name in quoted}
             found |= {"verdict": record.verdict, "flags": [flag.name for flag in record.flags]}
         yield found
