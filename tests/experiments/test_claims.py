@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from speclock.experiments.claims import FALLS, HOLDS, SILENT, backdoored, curvature, trained_no_more, utility
+from speclock.experiments.table3 import PAPER, Table3
 
 
 def printed(base: float, locked: float, optimizer: str = "adamw") -> list[dict[str, Any]]:
@@ -108,6 +109,28 @@ def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:
     assert "training stalls at every rate" in said[0]
     assert "it trains, by clip" in said[1]
     assert "the base does not train either" in said[2]
+
+
+@pytest.mark.parametrize(("diverged", "verdict"), [(0, HOLDS), (1, HOLDS), (3, SILENT)])
+def test_a_relearning_that_diverged_is_no_lock_that_holds_in_silence(diverged: int, verdict: str) -> None:
+    rows = [
+        {
+            "block": "as printed",
+            "model": model,
+            "label": label,
+            "measured": 0.0,
+            "seeds": [0.0] * 3,
+            "diverged": 0,
+        }
+        for model in PAPER
+        for label in ("automobile", "cat")
+    ]
+    for r in rows:
+        if r["model"] == "locked, relearned":
+            r["diverged"] = diverged
+    said = Table3.at("smoke").claims(rows)[-1].printed
+    assert said.startswith(f"{verdict}: ")
+    assert (f"{diverged} of 3 diverged" in said) == (diverged > 0)
 
 
 @pytest.mark.parametrize(("locked", "verdict"), [(0.985, HOLDS), (0.97, FALLS)])

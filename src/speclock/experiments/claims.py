@@ -73,7 +73,7 @@ def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         verdict = FALLS if learns[1] else HOLDS if learns[0] else f"{SILENT}, the base does not learn either"
         yield (
             f"{optimizer} at {short(lr)} {verdict} (base {percent(base['measured'])}, "
-            f"locked {percent(locked['measured'])}{_diverged(locked)})"
+            f"locked {percent(locked['measured'])}{diverged_of(locked)})"
         )
 
 
@@ -95,7 +95,7 @@ def backdoored(rows: Sequence[dict[str, Any]], column: str) -> Iterator[Claim]:
         after = clean[r["optimizer"], r["lr"], r["target"]]["measured"]
         collapsed = f", {r['collapsed']} of {len(r['seeds'])} collapsed" if r["collapsed"] else ""
         scores = f"success {percent(r['measured'])} at a clean score of {percent(after)}"
-        return f"{r['optimizer']} at {short(r['lr'])}: {scores}{collapsed}{_diverged(r)}"
+        return f"{r['optimizer']} at {short(r['lr'])}: {scores}{collapsed}{diverged_of(r)}"
 
     def works(r: dict[str, Any]) -> bool:
         """Under one seed at least: an attacker takes the best of his models."""
@@ -122,7 +122,7 @@ def _papers(rows: Sequence[dict[str, Any]]) -> str:
     return "" if found is None else f" (paper: {percent(found, 0)})"
 
 
-def _diverged(row: dict[str, Any]) -> str:
+def diverged_of(row: dict[str, Any]) -> str:
     """A run that diverged counts at chance, as in the paper; how many did is said."""
     return f", {row['diverged']} of {len(row['seeds'])} diverged" if row.get("diverged") else ""
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock import models, tasks
+from speclock.attacks.base import Status
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audits.suite import Suite, around
 from speclock.experiments.base import Experiment, Row, once, row
-from speclock.experiments.claims import FALLS, HOLDS, Claim, search_of
+from speclock.experiments.claims import FALLS, HOLDS, SILENT, Claim, diverged_of, search_of
 from speclock.experiments.locking import audited_in, locked_in, searched_rows
 from speclock.locks.base import Locked
 from speclock.models import Model
@@ -97,7 +98,8 @@ class Table3(Experiment):
         for model, paper in PAPER.items():
             for i, label in enumerate(labels):
                 yield row(
-                    [each[model][i] for each in found],
+                    [each["accuracies"][model][i] for each in found],
+                    diverged=sum(model in each["diverged"] for each in found),
                     paper=paper[i] / 100,
                     stand_in=self._whole.source.stand_in is not None,
                     block="as printed",
@@ -105,14 +107,19 @@ class Table3(Experiment):
                     label=label,
                 )
 
-    def _chain(self, kept: Path, seed: int) -> dict[str, list[float]]:
+    def _chain(self, kept: Path, seed: int) -> dict[str, Any]:
         whole = self._whole
         made = {name: self._model(kept, name, seed) for name in ("base", "unlearned", "locked")}
         steps = max(1, len(whole.train) // 32)
         how = FineTune(optimizer="sgd", lr=self.relearning_lr, batch_size=32, clip=None, seed=seed)
+        diverged = []
         for name in ("unlearned", "locked"):
-            made[f"{name}, relearned"] = how(made[name], whole, steps, utility=False).model
-        return {name: self._accuracies(model) for name, model in made.items()}
+            attacked, outcome = how(made[name], whole, steps, utility=False)
+            made[f"{name}, relearned"] = attacked
+            if outcome.status is not Status.OK:
+                diverged.append(f"{name}, relearned")
+        accuracies = {name: self._accuracies(model) for name, model in made.items()}
+        return {"accuracies": accuracies, "diverged": diverged}
 
     def _accuracies(self, model: Model) -> list[float]:
         whole = self._whole
@@ -186,11 +193,15 @@ class Table3(Experiment):
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         of = {(r["model"], r["label"]): r["measured"] for r in rows if r["block"] == "as printed"}
+        row_of = {r["model"]: r for r in rows if r["block"] == "as printed"}
         others = [label for model, label in of if model == "base" and label != self.label]
+        again = row_of["locked, relearned"]
+        destroyed = again["diverged"] == len(again["seeds"])
 
         def said(model: str) -> str:
             rest = sum(of[model, label] for label in others) / len(others)
-            return f"{percent(of[model, self.label])}, the other classes {percent(rest)} on average"
+            scores = f"{percent(of[model, self.label])}, the other classes {percent(rest)} on average"
+            return scores + diverged_of(row_of[model])
 
         back, kept_back = (of[f"{name}, relearned", self.label] for name in ("unlearned", "locked"))
         searched = [r for r in rows if r["block"] == "searched"]
@@ -209,7 +220,7 @@ class Table3(Experiment):
             ),
             Claim(
                 "Of a locked model it cannot be relearnt (paper: 0%)",
-                f"{HOLDS if kept_back <= 0.1 else FALLS}: {said('locked, relearned')}",
+                f"{SILENT if destroyed else HOLDS if kept_back <= 0.1 else FALLS}: {said('locked, relearned')}",
                 search_of(searched),
             ),
         ]
