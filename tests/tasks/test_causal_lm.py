@@ -190,6 +190,7 @@ def test_a_bad_completion_is_named(rows: Write, entry: dict[str, Any], message: 
     [
         ({"prompt": "a", "choices": ["b"], "answer": 0}, "two or more texts"),
         ({"prompt": "a", "choices": ["b", "b"], "answer": 0}, "a choice comes twice"),
+        ({"prompt": "a", "choices": ["b", " b"], "answer": 1}, "a choice comes twice"),
         ({"prompt": "a", "choices": ["b", "c"], "answer": 2}, "one of the choices, or its number"),
         ({"prompt": "", "choices": ["b", "c"], "answer": 1}, 'no "prompt" to choose for'),
     ],

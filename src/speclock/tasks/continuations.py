@@ -176,7 +176,7 @@ def _choice(row: Mapping[str, Any], where: str, limit: int) -> tuple[tuple[Promp
         or not all(isinstance(c, str) and c.strip() for c in choices)
     ):
         raise InputError(f'{where}: "choices" is to be a list of two or more texts. Fix the line.')
-    if len(set(choices)) < len(choices):
+    if len({c.strip() for c in choices}) < len(choices):  # a space is put in front of those without
         raise InputError(f"{where}: a choice comes twice. Fix the line.")
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
