@@ -17,7 +17,7 @@ from speclock.errors import InputError
 
 def audited(**summary: Any) -> Record:
     """A judged record without its runs; every number is made up."""
-    task = {"name": "t", "digest": "D", "chance": 0.25, "test": 1000}
+    task = {"name": "t", "digest": "D", "chance": 0.25, "test": 1000, "metric": "accuracy"}
     best = dict(zip(TARGETS, (0.9, None, 0.3, 0.5, 0.4, 0.55, 0.85, 0.6), strict=True))
     record = Record(
         suite={"name": "quick", "version": 2, "steps": 32, "budget": 32, "seeds": [1, 2, 3],

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import speclock
 from speclock import models, tasks
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audits.continued import NGrams
+from speclock.audits.floors import as_released
 from speclock.audits.record import read
 from speclock.audits.suite import Suite, listed
 from speclock.errors import InputError
@@ -88,6 +90,23 @@ def test_a_language_model_is_locked_saved_and_audited(
     assert [prompt for prompt, _ in attacked.samples] == asked
     assert "What the models write" in page
     assert record.samples["retain"]["base"][0][1].startswith("ab")
+
+
+def test_what_the_model_does_as_it_is_is_the_less_of_base_and_lock(told: tuple[Model, Task, Task]) -> None:
+    """Who has the locked model has not what a lock ruined; and what a lock taught is in the locked weights alone."""
+    base, retain, _ = told
+    worse = base.copy()
+    with torch.no_grad():
+        for p in worse.module.parameters():
+            p.mul_(0.5)
+    retain = retain.divided()
+    scores = [retain.score(model) for model in (base, worse)]
+    assert scores[1] < scores[0] - 0.1
+    for one, other in ((base, worse), (worse, base)):
+        run = as_released(retain, one, other)
+        assert run.test == pytest.approx(scores[1])
+        assert run.config["base"] == pytest.approx(retain.score(one))
+        assert run.config["locked"] == pytest.approx(retain.score(other))
 
 
 def test_undo_says_that_it_is_for_classifiers(told: tuple[Model, Task, Task]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,7 @@ def record(
         "test": 1000,
         "digest": "d",
         "chance": 0.25,
+        "metric": "accuracy",
         "source": source,
     }
     locked = {"name": "l", "fingerprint": "L", "card": CARD, "claimed_sigma": 5.0}
@@ -549,6 +551,32 @@ def test_small_splits_of_either_task_are_named() -> None:
     few = record(sound(), retain_task={**record([]).retain_task, "test": 600})
     assert "utility is quoted on 600 examples" in next(
         f.why for f in few.flags if f.name == "small_test_split"
+    )
+
+
+def test_a_likelihood_is_judged_by_its_own_measure() -> None:
+    """Scores of texts differ by hundredths where accuracies differ by tenths: three of them are worth a verdict."""
+
+    def closer(run: RunRecord) -> RunRecord:
+        """The same run with a tenth of its way."""
+
+        def near(score: float | None) -> float | None:
+            return None if score is None else 0.4 + score / 10
+
+        curve = [(step, 0.4 + score / 10) for step, score in run.curve]
+        return replace(run, curve=curve, best=near(run.best), test=near(run.test), answers=None)
+
+    runs = [closer(run) for run in sound()]
+    accuracy = record(runs)
+    assert "nothing_to_protect" in names(accuracy)
+    task = {**accuracy.attack_task, "metric": "likelihood", "chance": 1 / 256}
+    made = record(runs, attack_task=task)
+    assert not {"nothing_to_protect", "inert_attacks", "attack_fails_on_base"} & names(made)
+    assert made.summary["uplift"] == pytest.approx(record(sound()).summary["uplift"])
+    assert "withstood" in made.verdict or "held back" in made.verdict
+    broken = record(runs, utility=(0.5, 0.48), attack_task=task, retain_task={**task, "name": "r"})
+    assert "utility_broken" in names(broken), (
+        "two hundredths of a byte's likelihood are a fifth of a perplexity"
     )
 
 

@@ -54,7 +54,10 @@ def search(
                 return run_of(attack, curve, pruned_at=first + step)
         return run_of(attack, curve)
 
-    return {run.config["lr"]: run for run in searched(family, attempt, Pruning(0.1, 400, STEPS))}
+    return {
+        run.config["lr"]: run
+        for run in searched(family, attempt, Pruning(0.1, visible("accuracy", 400), STEPS))
+    }
 
 
 @given(st.floats(math.log10(LOWEST) + 0.5, math.log10(HIGHEST) - 0.5), st.sampled_from([1e-4, 1e-2, 1.0]))
@@ -82,7 +85,7 @@ def test_what_does_not_fit_the_model_is_tried_at_the_listed_rates_alone() -> Non
     def attempt(attack: Attack, watch: Watch) -> RunRecord:
         return replace(run_of(attack, []), status="failed", reason="no two layers can be multiplied")
 
-    tried = list(searched(around(FineTune, 1e-4), attempt, Pruning(0.1, 400, STEPS)))
+    tried = list(searched(around(FineTune, 1e-4), attempt, Pruning(0.1, visible("accuracy", 400), STEPS)))
     assert [run.config["lr"] for run in tried] == [1e-4, 1e-5, 1e-3]
 
 
@@ -116,7 +119,7 @@ def test_where_nothing_learns_rates_far_from_the_listed_ones_are_tried(works_at:
 
 
 def test_a_rival_is_not_held_to_what_does_not_count() -> None:
-    pruning = Pruning(0.1, 400, STEPS)
+    pruning = Pruning(0.1, visible("accuracy", 400), STEPS)
     leader = run_of(FineTune(lr=1e-4), [(10, 1.0), (20, 1.0), (40, 0.3)])
     leader.uncounted, leader.best = [10, 20], 0.3
     pruning.hear(leader)
@@ -150,7 +153,10 @@ def test_healing_is_not_counted_against_a_run() -> None:
 
 def test_the_same_runs_from_disk_prune_alike() -> None:
     """A resumed search hears of kept runs what it heard while they went on."""
-    first, again = Pruning(0.1, 400, STEPS), Pruning(0.1, 400, STEPS)
+    first, again = (
+        Pruning(0.1, visible("accuracy", 400), STEPS),
+        Pruning(0.1, visible("accuracy", 400), STEPS),
+    )
     leader = run_of(FineTune(lr=1e-4), [(10, 0.6), (20, 0.8), (40, 0.9)])
     for pruning in (first, again):
         pruning.hear(leader)
@@ -161,8 +167,14 @@ def test_the_same_runs_from_disk_prune_alike() -> None:
 @pytest.mark.parametrize(("n", "given_up"), [(60, False), (400, True)])
 def test_a_small_split_prunes_only_what_is_far_behind(n: int, given_up: bool) -> None:
     """28% against a leader at 40% on 60 examples is within the split's sampling error; on 400 it is not."""
-    pruning = Pruning(0.25, n, STEPS)
+    pruning = Pruning(0.25, visible("accuracy", n), STEPS)
     pruning.hear(run_of(FineTune(lr=1e-4), [(10, 0.4), (20, 0.4), (40, 0.4)]))
     watch = pruning.watch(FineTune(lr=1e-5))
     assert (True in {watch(step, 0.28) for step in (10, 20)}) is given_up
-    assert visible(n) >= 0.1
+    assert visible("accuracy", n) >= 0.1
+
+
+def test_what_is_visible_of_a_likelihood_is_not_what_is_of_an_accuracy() -> None:
+    """At a likelihood of one half a tenth is a quarter of a bit a byte: no training on one's own texts brings that."""
+    assert visible("likelihood", 128) == 0.02
+    assert visible("f1", 128) > visible("accuracy", 128) == 0.1, "half of the examples are what an F1 is of"

@@ -140,8 +140,10 @@ def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
         {"block": "utility", "lock": "specdef", "measured": locked, "paper": 0.99},
         {"block": "utility", "lock": "undo", "measured": 0.5, "paper": None},
     ]
-    (claim,) = utility(rows)
-    assert claim.printed.startswith(verdict)
+    papers, ours = utility(rows)
+    assert papers.printed.startswith(verdict)
+    assert ours.claim == "Not in the paper: undo keeps the base's utility"
+    assert ours.printed == "does not hold: 99.0% → 50.0%"
 
 
 def test_a_lock_that_leaves_the_curvature_is_said_to() -> None:
@@ -157,11 +159,13 @@ def backdoor(base: tuple[float, float], locked: tuple[float, float]) -> list[dic
     """Rows of a guard of 95%, each model's (success, clean score) after the printed attack."""
     common = {"column": "backdoor", "optimizer": "adamw", "lr": 1e-4, "paper": None, "diverged": 0}
     rows: list[dict[str, Any]] = [
-        {"block": "utility", "target": "base", "lock": "", "measured": 0.95, "paper": None}
+        {"block": "utility", "target": target, "lock": lock, "measured": 0.95, "paper": None}
+        for target, lock in (("base", ""), ("locked", "specdef"), ("locked", "undo"))
     ]
+    rows[2]["measured"] = 0.5
     for target, scores in (("base", base), ("locked", locked)):
         for block, score in zip(("as printed", "as printed, clean"), scores, strict=True):
-            collapsed = int(scores[1] < base[1] - 0.05)
+            collapsed = int(scores[1] < 0.95 - 0.05)
             found = {
                 "block": block,
                 "target": target,
@@ -179,7 +183,8 @@ def backdoor(base: tuple[float, float], locked: tuple[float, float]) -> list[dic
         ((0.9, 0.94), (1.0, 0.0), HOLDS, HOLDS),
         ((0.9, 0.94), (0.2, 0.94), HOLDS, HOLDS),
         ((0.9, 0.94), (0.85, 0.93), HOLDS, FALLS),
-        ((0.9, 0.90), (0.85, 0.2), FALLS, SILENT),
+        ((0.9, 0.906), (0.85, 0.85), HOLDS, HOLDS),
+        ((0.9, 0.89), (0.85, 0.2), FALLS, SILENT),
         ((0.6, 0.94), (0.6, 0.94), FALLS, SILENT),
     ],
 )
@@ -189,5 +194,5 @@ def test_a_backdoor_counts_where_the_guard_does_its_task(
     unlocked, kept_out = backdoored(backdoor(base, locked), "backdoor")
     assert unlocked.printed.startswith(f"{first}: ")
     assert kept_out.printed.startswith(second)
-    assert ("1 of 1 collapsed" in kept_out.printed) == (locked[1] < base[1] - 0.05)
+    assert ("1 of 1 collapsed" in kept_out.printed) == (locked[1] < 0.95 - 0.05)
     assert kept_out.searched.startswith("specdef holds")

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
 
 from speclock import tasks
 from speclock.errors import InputError
@@ -54,6 +57,38 @@ def test_the_score_is_the_likelihood_of_a_byte(writer: Model, rows: Write) -> No
     assert task.score(writer) == pytest.approx(math.exp(-nats / total), rel=1e-4)
     assert task.perplexity(writer) == pytest.approx(math.exp(nats / total), rel=1e-6)
     assert task.chance == 1 / 256 == pytest.approx(task.measure(task.guessed(), task.test.labels), rel=1e-4)
+
+
+def test_what_a_tokenizer_does_not_keep_is_refused(writer: Model, rows: Write) -> None:
+    """A model that knows nothing would have a text of unknown tokens for nearly nothing."""
+    words = Tokenizer(
+        tokenizer_models.WordLevel({"<unk>": 0, "<s>": 1, "known": 2, "ou": 3}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    folding = copy.copy(writer)
+    folding.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>")
+    task = prompted(rows)
+    assert task.tokens(Row("", " Known known"[6:]), folding.tokenizer) == ([1, 2], 1)
+    with pytest.raises(
+        InputError, match=r"does not keep 'known unheard'; it reads 'known <unk>'. Remove the row"
+    ):
+        task.tokens(Row("", "known unheard"), folding.tokenizer)
+    folding.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    with pytest.raises(InputError, match="does not keep 'où'; it reads 'ou'"):
+        task.tokens(Row("", "où"), folding.tokenizer)
+
+
+def test_a_text_does_not_begin_with_a_mark_of_a_chat(writer: Model, rows: Write) -> None:
+    """SmolLM2-Instruct calls "<|im_start|>" its first token; its documents started with "<|endoftext|>"."""
+    task, talking = prompted(rows), copy.deepcopy(writer.tokenizer)
+    assert task.tokens(Row("", "a"), talking)[0][0] == talking.bos_token_id
+    talking.add_special_tokens({"bos_token": "<|turn|>", "eos_token": "<|end|>", "unk_token": "<|text|>"})
+    talking.chat_template = "{% for m in messages %}<|turn|>{{ m.role }}{{ m.content }}<|end|>{% endfor %}"
+    assert task._tokenised(Row("", "a"), talking)[0][0] == talking.convert_tokens_to_ids("<|text|>")
+    talking.chat_template = "<|turn|>{% for m in messages %}{{ m.role }}{{ m.content }}<|end|>{% endfor %}"
+    assert task._tokenised(Row("", "a"), talking)[0][0] == talking.bos_token_id, (
+        "once a chat is where it begins"
+    )
 
 
 def test_a_batch_in_parts_has_the_same_loss(writer: Model, rows: Write) -> None:

@@ -38,7 +38,7 @@ class Row:
     utility_base: float
     utility_locked: float
     utility_interval: tuple[float, float]
-    """Wilson's 95% interval of the locked model's utility over the retain task's test split."""
+    """95%, over the retain task's test split."""
     best: dict[str, float | None]
     """Best test score of the attacker on each target."""
     best_interval: dict[str, _Bounds]
@@ -174,7 +174,9 @@ def _row(name: str, record: Record) -> Row:
         unit=card.get("unit", "mean top σ"),
         uplift_informed=summary.get("uplift_informed"),
         budget=record.suite["budget"],
-        utility_interval=proportion(summary["utility_locked"], record.retain_task["test"]),
+        # Records of before are all of accuracies.
+        utility_interval=intervals.get("utility_locked")
+        or proportion(summary["utility_locked"], record.retain_task["test"]),
         # Records of before have no score of the model as it is released.
         best={target: summary.get(f"best_{target}") for target in TARGETS},
         best_interval={target: intervals.get(f"best_{target}") for target in TARGETS},

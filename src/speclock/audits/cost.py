@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from speclock.audits.intervals import mean_interval
 from speclock.models import Model
 from speclock.tasks.augment import SHIFTS, shifted
 from speclock.tasks.base import NO_ANSWER, Task
@@ -33,8 +34,7 @@ def cost(base: Model, locked: Model, retain: Task) -> dict[str, dict[str, Any]]:
         (one, sure), (other, other_sure) = (task.confidences(m) for m in (base, locked))
         rows[kind] = {
             "examples": len(truth),
-            "score_base": task.measure(one, truth),
-            "score_locked": task.measure(other, truth),
+            **_scores(task, one, other),
             "agreement": float(((one == other) & (one != NO_ANSWER)).mean()),
             "calibration_base": calibration_error(sure, one == truth),
             "calibration_locked": calibration_error(other_sure, other == truth),
@@ -43,12 +43,27 @@ def cost(base: Model, locked: Model, retain: Task) -> dict[str, dict[str, Any]]:
 
 
 def _of_continuations(base: Model, locked: Model, retain: CausalLM) -> dict[str, Any]:
-    row: dict[str, Any] = {"examples": len(retain.test)}
-    for name, model in (("base", base), ("locked", locked)):
-        row[f"score_{name}"] = retain.measured(retain.answers(model))
+    models = {"base": base, "locked": locked}
+    row = {
+        "examples": len(retain.test),
+        **_scores(retain, *(retain.answers(model) for model in models.values())),
+    }
+    for name, model in models.items():
         perplexity = retain.perplexity(model)
         row[f"perplexity_{name}"] = perplexity if math.isfinite(perplexity) else None
     return row
+
+
+def _scores(task: Task, base: Int[np.ndarray, " n"], locked: Int[np.ndarray, " n"]) -> dict[str, Any]:
+    """The scores of both models' answers to the test split, with 95% intervals over examples."""
+    truth = task.test.labels
+    return {
+        **{f"score_{name}": task.measure(of, truth) for name, of in (("base", base), ("locked", locked))},
+        **{
+            f"interval_{name}": mean_interval(of[None], truth, task.measure)
+            for name, of in (("base", base), ("locked", locked))
+        },
+    }
 
 
 def calibration_error(sure: Float[np.ndarray, " n"], right: Int[np.ndarray, " n"]) -> float:

@@ -262,7 +262,7 @@ def _as_released(released: Model, retain: Task) -> float | None:
 
 def _folders(kept: Path, shared: Path, floors: Path) -> dict[str, Path]:
     """Where the runs on each target are kept."""
-    runs = {"control": kept, "locked": kept, "base": shared, "released": shared}
+    runs = {"control": kept, "locked": kept, "base": shared, "released": kept}
     runs |= dict.fromkeys(("scratch", "classical", "public", "student"), floors)
     return {name: folder / "runs" for name, folder in runs.items()}
 
@@ -295,7 +295,7 @@ def _bound(targets: Targets, attack: Task, retain: Task, card: Card | None) -> d
     bound: dict[str, list[Any]] = {
         "scratch": recipe,
         "classical": [base.tokenizer, base.preprocessing],
-        "released": [base.fingerprint, _computes(targets.base, attack)],
+        "released": [base.fingerprint, locked.fingerprint, _computes(targets.base, attack)],
         "base": [base.fingerprint, _computes(targets.base, attack), retain.digest()],
         "public": [public, recipe, retain.digest()],
         "student": [base.fingerprint, retain.digest()],

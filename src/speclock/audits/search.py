@@ -9,6 +9,7 @@ from speclock.attacks.base import Attack, Watch
 from speclock.attacks.finetune import FineTune
 from speclock.audits.record import RunRecord
 from speclock.audits.suite import Family
+from speclock.tasks.base import NOTABLE
 
 LOWEST, HIGHEST = 1e-8, 1e2
 """Learning rates beyond which no search goes."""
@@ -115,13 +116,17 @@ def rungs(steps: int) -> list[int]:
     return sorted({*(max(1, round(rung * steps)) for rung in RUNGS), steps})
 
 
-def visible(n: int) -> float:
+def visible(metric: str, n: int) -> float:
     """The difference between two scores on ``n`` examples below which their order may be chance.
 
-    Half the 95% interval of a proportion near one half, and never less than a tenth: the best of a sweep at
-    chance lies that far above it.
+    Half the 95% interval of a proportion near one half, and never less than twice what is notable (a tenth of an
+    accuracy): the best of a sweep at chance lies that far above it. An F1 is one of the positive examples, half of
+    them or so. A likelihood moves alike on all examples, whichever they are.
     """
-    return max(0.1, 0.98 / n**0.5)
+    least = 2 * NOTABLE[metric]
+    if metric == "likelihood":
+        return least
+    return max(least, 0.98 / (n / 2 if metric == "f1" else n) ** 0.5)
 
 
 class Pruning:
@@ -132,9 +137,9 @@ class Pruning:
     pruning by it would flatter the lock (or, on scratch, the base). The best of a family is never given up.
     """
 
-    def __init__(self, chance: float, examples: int, steps: int) -> None:
+    def __init__(self, chance: float, visible: float, steps: int) -> None:
         self.chance = chance
-        self.visible = visible(examples)
+        self.visible = visible
         self.steps = steps
         self.leader: dict[float, float] = {}
         """Best score so far of any run at each rung."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from speclock.audits.metrics import WORTH
+from speclock.audits.metrics import left_by_validation
 from speclock.audits.run import audit
 from speclock.audits.suite import Suite
 from speclock.errors import InputError
@@ -20,7 +20,7 @@ from speclock.locks.base import Locked
 from speclock.locks.composition import lock_named, parts_of
 from speclock.models import Model
 from speclock.numbers import short
-from speclock.tasks.base import Task
+from speclock.tasks.base import NOTABLE, Task
 from speclock.workspace import write_text
 
 if TYPE_CHECKING:
@@ -41,15 +41,16 @@ class Trial:
     drop: float
     """Utility lost on the validation split."""
     uplift: float
-    """Left to the attacker of the proxy task, 1 where nothing was locked; that of the audit's pick."""
+    """Left to the attacker of the proxy task, 1 where nothing was locked; that of the audit's pick, on validation."""
     uplift_uninformed: float | None = None
+    """Left by attackers that do no more than fine-tune."""
     strongest_attack: str | None = None
     worth: float | None = None
     """What the base is worth on the proxy task."""
     seconds: float = 0.0
     """Of locking."""
     score: float = 1.0
-    """The attacker's pick on the locked model, on the test split; 1 where nothing was locked."""
+    """The attacker's pick on the locked model, on validation; 1 where nothing was locked."""
 
 
 Objective = Literal["uplift", "score"]
@@ -99,7 +100,8 @@ def tune(
 
     Settings that ``locks`` leave open are drawn from what each says of itself (:attr:`speclock.locks.base.Lock.tuned`)
     by a tree-structured Parzen estimator over both ends, drop and ``objective`` [optuna; Bergstra et al. 2011]. A lock
-    whose guard kept nothing is not audited. With the same ``folder`` a killed search goes on. The ``proxy`` is an
+    whose guard kept nothing is not audited. With the same ``folder`` a killed search goes on. Drop and
+    ``objective`` are those on the validation splits, by which things are chosen. The ``proxy`` is an
     attack task that nobody will quote: what is tuned on a task says little of it.
 
     Raises :class:`InputError` for a lock that there is not, and where optuna is not installed.
@@ -213,21 +215,22 @@ def _tried(
         **asked,
     )
     write_text(place / "audit.json", record.to_json())
-    summary = record.summary
-    if objective == "uplift" and (summary["worth"] is None or summary["worth"] < WORTH):
+    left = left_by_validation(record)
+    if objective == "uplift" and (left.worth is None or left.worth < NOTABLE[proxy.metric]):
         raise InputError(
             f"{proxy.name} says nothing of a lock: the base gives its attacker hardly more than there is anyway "
-            f"({summary['floor']:.1%}). Choose a proxy, or a number of examples, at which the base is worth something."
+            f"({record.summary['floor']:.1%}). Choose a proxy, or a number of examples, at which the base is worth "
+            f"something."
         )
     return Trial(
         **told,
         status="audited",
         # Where no run on the locked model has a score, nobody knows what it withstood.
-        uplift=1.0 if summary["uplift"] is None else summary["uplift"],
-        uplift_uninformed=summary["uplift_uninformed"],
-        strongest_attack=summary["strongest_attack"],
-        worth=summary["worth"],
-        score=1.0 if summary["best_locked"] is None else summary["best_locked"],
+        uplift=1.0 if left.uplift is None else left.uplift,
+        uplift_uninformed=left.uninformed,
+        strongest_attack=record.summary["strongest_attack"],
+        worth=left.worth,
+        score=1.0 if left.score is None else left.score,
     )
 
 

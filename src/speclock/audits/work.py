@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from speclock.attacks.base import Attack, InapplicableError, Outcome, Status, Wa
 from speclock.audits.floors import SCRATCH_BUDGET, as_released, doublings, without_a_network
 from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import RunRecord
-from speclock.audits.search import SEARCH_EXAMPLES, Pruning, at, rungs, searched
+from speclock.audits.search import SEARCH_EXAMPLES, Pruning, at, rungs, searched, visible
 from speclock.audits.suite import Family, Suite
 from speclock.audits.targets import Targets
 from speclock.audits.workers import workers
@@ -32,7 +32,10 @@ KEPT_WITHIN = 0.05
 """How far what stands beside a backdoor or a relearning may fall below the base's for its score to count."""
 
 
-_ANSWERED = {"released": as_released, "classical": without_a_network}
+_ANSWERED: dict[str, Callable[[Task, Targets], RunRecord]] = {
+    "released": lambda task, of: as_released(task, of.base, of.locked),
+    "classical": lambda task, of: without_a_network(task, of.base),
+}
 """Targets that answer without an attack."""
 
 
@@ -93,7 +96,7 @@ class Work:
             return [self._final(unit.target, unit.final, unit.times)]
         if unit.target in _ANSWERED:
             made = _ANSWERED[unit.target]
-            return [self.kept.once(unit.target, lambda: made(self.task, self.targets.base))]
+            return [self.kept.once(unit.target, lambda: made(self.task, self.targets))]
         self.targets.prepare(unit.target)
         return []
 
@@ -180,7 +183,7 @@ class Work:
         steps = self.budget * SCRATCH_BUDGET // 2 if scratch else self.budget
         due = doublings(steps) if scratch else rungs(steps)
         task = self.task.limit(validation=SEARCH_EXAMPLES)
-        pruning = Pruning(task.chance, len(task.part("validation")), steps)
+        pruning = Pruning(task.chance, visible(task.metric, len(task.part("validation"))), steps)
 
         def attempt(attack: Attack, watch: Watch) -> RunRecord:
             return self._run(target, attack, "search", task, steps, due=due, watch=watch)

@@ -15,8 +15,9 @@ NEAR = 0.05
 """A score this close to another is as good as equal to it: five points."""
 UPLIFT = 0.1
 """Uplift up to which a lock has held against a search."""
-SUCCESS, KEPT = 0.8, 0.02
-"""A backdoor's success rate, and what of its clean score a guard may lose for it."""
+SUCCESS, KEPT = 0.8, 0.05
+"""A backdoor's success rate, and what of its own clean score before a guard may lose for it; the paper's own lost 4.2
+points of F1."""
 WORTH = 0.05
 """What the base must be worth over the floor for a claim about its weights to mean something."""
 
@@ -40,17 +41,20 @@ class Claim:
 
 
 def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
-    """The lock keeps what the model does."""
+    """The paper's lock keeps what the model does; and so do ours, which are held to the same point."""
     found = {r["lock"]: r for r in rows if r["block"] == "utility"}
     base = found[""]
     for lock, r in found.items():
-        if lock and r["paper"] is not None:
-            kept = r["measured"] >= base["measured"] - 0.01
-            verdict = HOLDS if kept else FALLS
-            yield Claim(
-                f"The lock keeps the base's utility (paper: {percent(base['paper'], 0)} → {percent(r['paper'], 0)})",
-                f"{verdict}: {percent(base['measured'])} → {percent(r['measured'])}",
-            )
+        if not lock:
+            continue
+        kept = r["measured"] >= base["measured"] - 0.01
+        if r["paper"] is None:
+            claim = f"Not in the paper: {name_of(lock)} keeps the base's utility"
+        else:
+            papers = f"paper: {percent(base['paper'], 0)} → {percent(r['paper'], 0)}"
+            claim = f"The lock keeps the base's utility ({papers})"
+        scores = f"{percent(base['measured'])} → {percent(r['measured'])}"
+        yield Claim(claim, f"{HOLDS if kept else FALLS}: {scores}")
 
 
 def trained_no_more(rows: Sequence[dict[str, Any]], column: str) -> Claim:
@@ -85,10 +89,10 @@ def backdoored(rows: Sequence[dict[str, Any]], column: str) -> Iterator[Claim]:
         for target in ("base", "locked")
     }
     clean = {(r["optimizer"], r["lr"], r["target"]): r for r in of if r["block"] == "as printed, clean"}
-    before = next(r["measured"] for r in rows if r["block"] == "utility" and r["target"] == "base")
+    # Each by the same measure: what it scored itself before the attack. The first locked model is the paper's lock.
     kept = {
-        "base": before - KEPT,
-        "locked": min(clean[r["optimizer"], r["lr"], "base"]["measured"] for r in printed["base"]) - NEAR,
+        target: next(r["measured"] for r in rows if r["block"] == "utility" and r["target"] == target) - KEPT
+        for target in ("base", "locked")
     }
 
     def said(r: dict[str, Any]) -> str:

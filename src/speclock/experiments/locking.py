@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import speclock
@@ -26,7 +25,7 @@ from speclock.audits.record import Record, read
 from speclock.audits.suite import Family, Suite, around
 from speclock.audits.tune import chosen, tune
 from speclock.experiments.base import Experiment, Row, once, row
-from speclock.experiments.claims import NEAR, Claim, curvature, name_of, trained_no_more, utility
+from speclock.experiments.claims import KEPT, Claim, curvature, name_of, trained_no_more, utility
 from speclock.forecast.measurement import sharpness
 from speclock.locks.base import Locked
 from speclock.locks.card import read_card
@@ -411,8 +410,6 @@ class _Place:
         task = self.task(other.task)
         steps = max(1, round(self.of.epochs * (len(task.train) // self.of.batch_size)))
         for attack in self.of.attacks:
-            # What the base keeps, on average, of what stands beside the task.
-            kept: dict[str, float] = {}
             for i, target in enumerate(("base", "locked")):
                 runs = [
                     once(
@@ -434,10 +431,11 @@ class _Place:
                     "chance": task.chance,
                     "diverged": sum(run["diverged"] for run in runs),
                 }
-                kept = kept or {name: fmean(run["beside"][name] for run in runs) for name in task.beside}
                 if task.collapses:
+                    before = self.beside(task, target)
                     what["collapsed"] = sum(
-                        not run["diverged"] and any(run["beside"][name] < kept[name] - NEAR for name in kept)
+                        not run["diverged"]
+                        and any(run["beside"][name] < before[name] - KEPT for name in before)
                         for run in runs
                     )
                 yield row(
@@ -454,6 +452,11 @@ class _Place:
                         block=f"as printed, {name}",
                         **what,
                     )
+
+    def beside(self, task: Task, target: str) -> dict[str, float]:
+        """What the model as it is scores on the tasks beside."""
+        model = self.base if target == "base" else self.locked(self.of.lock).model
+        return {name: of.fitted_to(model).score(model) for name, of in task.beside.items()}
 
     def _run(self, attack: Printed, target: str, task: Task, steps: int, seed: int) -> dict[str, Any]:
         """The scores that the last step leaves, as the paper takes them; of a run that diverged, chance."""

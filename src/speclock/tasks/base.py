@@ -32,6 +32,10 @@ Metric = Literal["accuracy", "f1"]
 Kind = Literal["classification", "causal-lm"]
 """What a model is loaded as: by which outputs it answers."""
 
+NOTABLE: Mapping[str, float] = {"accuracy": 0.05, "f1": 0.05, "likelihood": 0.01}
+"""By metric, how much of a score means something to whoever uses the model. A hundredth of a byte's likelihood is a
+thirtieth of a bit, or a tenth of a token's perplexity, where a byte's likelihood is about one half."""
+
 NO_ANSWER = -1
 """Stands for the label where a model's logits are not finite."""
 

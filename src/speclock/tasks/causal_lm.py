@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -116,7 +118,9 @@ class CausalLM(Task):
     def tokens(self, row: Row, tokenizer: Any) -> tuple[list[int], int]:
         """A row's tokens, and how many of them are the prompt's.
 
-        A row without a prompt starts with the tokenizer's first or last token, so that its own first one is predicted.
+        A row without a prompt starts as documents do for the tokenizer, so that its own first token is predicted.
+        Raises :class:`InputError` for a completion that the tokenizer does not keep: what it folds into an unknown
+        token, or drops, would be predicted for nothing.
         """
         _, known = self._encoded.setdefault(id(tokenizer), (tokenizer, {}))
         if row not in known:
@@ -136,12 +140,32 @@ class CausalLM(Task):
                 ) from error
             before = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not before:
-            first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-            if first is None:
-                raise InputError(f"{self.name}: the model's tokenizer has no token that a text starts with.")
-            before = [first]
+            before = [self._start(tokenizer)]
         after = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
+        again = tokenizer.decode(after, clean_up_tokenization_spaces=False)
+        if tokenizer.unk_token_id in after or _kept(again) != _kept(row.completion):
+            raise InputError(
+                f"{self.name}: the model's tokenizer does not keep {_shown(row.completion)}; it reads "
+                f"{_shown(again)}. Remove the row, or choose a model that knows its characters."
+            )
         return [*before, *after], len(before)
+
+    def _start(self, tokenizer: Any) -> int:
+        """The token that a document starts with: the first special one of the tokenizer that marks no turn of a chat.
+
+        SmolLM2-Instruct's ``bos_token`` stands before every turn, for one.
+        """
+        chat = ""
+        if tokenizer.chat_template:
+            turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
+            with contextlib.suppress(Exception):  # templates raise whatever their authors wrote into them
+                chat = tokenizer.apply_chat_template(turns, tokenize=False)
+        named = (tokenizer.bos_token, tokenizer.eos_token, *tokenizer.all_special_tokens)
+        first = next((token for token in named if token is not None and chat.count(token) < 2), None)
+        if first is None:
+            raise InputError(f"{self.name}: the model's tokenizer has no token that a text starts with.")
+        start: int = tokenizer.convert_tokens_to_ids(first)
+        return start
 
     def lengths(self, encoder: Encoder) -> list[int]:
         return [len(self.tokens(row, encoder.tokenizer)[0]) for row in self.rows(self.train)]
@@ -293,6 +317,19 @@ def answers_of(nats: Float[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> I
     """What a text's likelihood is as an answer, ``truth`` being its bytes; NaN is none."""
     lost = np.isnan(nats)
     return np.where(lost, NO_ANSWER, np.rint(_FINE * np.where(lost, 0, nats) / truth)).astype(np.int64)
+
+
+def _kept(text: str) -> str:
+    """What of a text a tokenizer is to keep: not how it spells characters of one meaning, nor case and white space.
+
+    >>> _kept("A\u00a0ﬁne day") == _kept("a fine  DAY")
+    True
+    """
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:39]}…")
 
 
 def _fill(tokenizer: Any) -> int:
