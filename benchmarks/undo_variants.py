@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--attack-task", required=True, help="a proxy, which no record quotes")
     parser.add_argument("--steps", type=int, default=350)
     parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--lock", action="append", default=[], help="undo under other settings of its own")
     parser.add_argument("--only", nargs="+", help="some of the variants, by name")
     parser.add_argument("--max-utility-drop", type=float, default=0.05)
@@ -224,7 +225,9 @@ def main() -> None:
     kept = given.out / "runs"
     rows = []
     # A guard that gives nothing back would leave nothing to compare: what a variant costs is in its row.
-    named = variants(steps=given.steps, lr=given.lr, max_utility_drop=given.max_utility_drop)
+    named = variants(
+        steps=given.steps, lr=given.lr, warmup=given.warmup, max_utility_drop=given.max_utility_drop
+    )
     if given.only is not None:
         named = {name: named[name] for name in given.only}
     others = {spec: lock_named(spec, {"max_utility_drop": given.max_utility_drop}) for spec in given.lock}
