@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from speclock import wrap
 from speclock.attacks import ATTACKS
 from speclock.attacks.base import Attack, InapplicableError, Outcome, Scene, Status, log_spaced
-from speclock.attacks.finetune import spectral_rates
+from speclock.attacks.finetune import FineTune, spectral_rates
 from speclock.models import Model, fingerprint
 from speclock.models.initial import named_noise
 from speclock.models.symmetries import Gains, rescalings
@@ -22,7 +24,7 @@ from speclock.optimizers import OPTIMIZERS
 from speclock.recipe import TrainingRecipe
 from speclock.spectra import weight_matrices
 from speclock.tasks.base import Task
-from speclock.training import train
+from speclock.training import Step, train
 
 STEPS = 40
 REACHED = 0.3
@@ -205,6 +207,60 @@ def test_divergence_has_no_score(base: Model, silhouettes: Task) -> None:
     assert outcome.status is Status.DIVERGED
     assert outcome.best is None
     assert outcome.reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breaking(FineTune):
+    """Fine-tuning of weights that stop being finite after so many steps."""
+
+    last: int = 12
+
+    def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
+        for step in super().trajectory(model, scene):
+            if step.index > self.last:
+                with torch.no_grad():
+                    for p in model.module.parameters():
+                        p.fill_(float("nan"))
+                yield step._replace(diverged=True)
+                return
+            yield step
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_what_was_learnt_before_a_run_broke_stands(base: Model, silhouettes: Task, quoted: bool) -> None:
+    """An attacker stops before it: a lock that only makes training break late has withstood nothing."""
+    whole = FineTune(lr=3e-3)(base, silhouettes, 12, quoted=quoted).outcome
+    broken = Breaking(lr=3e-3)(base, silhouettes, 40, quoted=quoted, retain=None).outcome
+    assert broken.status is Status.OK
+    assert broken.broke_at == 13
+    assert broken.best is not None
+    assert broken.best == pytest.approx(max(score for step, score in whole.curve if step <= 8), abs=0.02)
+    assert (broken.test is not None) is quoted
+    at_once = Breaking(lr=3e-3, last=0)(base, silhouettes, 40).outcome
+    assert (at_once.status, at_once.best) == (Status.DIVERGED, None)
+
+
+def test_a_row_that_nothing_reads_does_not_spoil_an_operation(base: Model, silhouettes: Task) -> None:
+    """A unit that never fires may have weights of any size: in its rounding an operation would lose all others."""
+    planted = base.copy()
+    first = next(part for part in planted.module.modules() if isinstance(part, nn.Linear))
+    with torch.no_grad():
+        first.weight[3] = 1e12 * torch.randn(
+            first.weight.shape[1], generator=torch.Generator().manual_seed(0)
+        )
+        first.bias[3] = -1e30
+    operated = planted.copy()
+    ATTACKS["clip"](rank=2).prepare_(operated, Scene(planted, silhouettes, 10))
+    plain = base.copy()
+    ATTACKS["clip"](rank=2).prepare_(plain, Scene(base, silhouettes, 10))
+    found, wanted = (
+        next(part for part in model.module.modules() if isinstance(part, nn.Linear)).weight
+        for model in (operated, plain)
+    )
+    others = torch.arange(len(found)) != 3
+    change = (found[others] - wanted[others]).norm() / wanted[others].norm()
+    assert change < 0.2, "one row of usual size in place of another turns a few directions a little"
+    assert found[3].norm() < 10 * wanted[others].norm(dim=1).median()
 
 
 class Rare(nn.Module):

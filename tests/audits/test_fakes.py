@@ -22,6 +22,7 @@ from speclock.attacks.fuse import Fuse
 from speclock.audits.record import Record
 from speclock.audits.run import Claim, audit
 from speclock.audits.suite import SCRATCH, Suite, listed
+from speclock.audits.work import kept_by
 from speclock.locks.base import Locked, mean_top_sigma
 from speclock.models import Model, identity
 from speclock.models.cnn_mlp import CnnMlp
@@ -55,7 +56,7 @@ def judged(
             base=before,
             locked=fake,
             retain=asked.pop("retain", digits),
-            attack=task.limit(train=200, validation=100, test=100),
+            attack=task.limit(train=asked.pop("train", 200), validation=100, test=100),
             suite=suite,
             shared=folder,
             floors=folder,
@@ -237,6 +238,17 @@ def test_a_card_whose_training_does_not_lead_to_the_file(
     forged = {**card, "fingerprint": found.fingerprint, "identity": found._asdict(), "strength_locked": sigma}
     _, flags = judged(Locked(forgot, forged), steps=2, folder=tmp_path)
     assert "repeated, the lock" in flags["card_not_repeated"]
+    # A card of a training that moves the weights far has a control that does, too; the file is still not its.
+    far = speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-2, steps=40, evaluations=2, max_utility_drop=1.0)
+    card = speclock.lock(base, digits, far).card
+    assert card["chosen_step"] > 0
+    sigma = mean_top_sigma(forgot.module, far)
+    forged = {**card, "fingerprint": found.fingerprint, "identity": found._asdict(), "strength_locked": sigma}
+    _, flags = judged(Locked(forgot, forged), steps=2)
+    assert (
+        "repeated, the lock" in flags["card_not_repeated"]
+        or "repeated, specdef" in flags["card_not_repeated"]
+    )
     # An honest lock of the same base, kept in the same folder, has a control of its own.
     honest = speclock.SpecDef(alpha=0.5, top_k=1, lr=1e-3, steps=20, evaluations=2, max_utility_drop=1.0)
     again, flags = judged(speclock.lock(base, digits, honest), steps=2, folder=tmp_path)
@@ -335,6 +347,10 @@ def test_another_task_than_the_cards(judged: Judged, base: Model, locked_card: d
     task = {**locked_card["retain_task"], "name": "svhn", "digest": "0" * 64}
     _, flags = judged(Locked(base.copy(), {**locked_card, "retain_task": task}), steps=2)
     assert "svhn" in flags["not_the_cards_task"]
+    for name, said in (("svhn", "svhn"), (task_name := locked_card["retain_task"]["name"], task_name)):
+        silent = {key: value for key, value in task.items() if key != "digest"} | {"name": name}
+        _, flags = judged(Locked(base.copy(), {**locked_card, "retain_task": silent}), steps=2)
+        assert said in flags["not_the_cards_task"]
 
 
 class Greedy(CnnMlp):
@@ -364,16 +380,27 @@ def test_memory_that_runs_out_on_the_locked_model_alone(
     assert list(tmp_path.glob("**/control*")) == []
 
 
-def test_a_backdoor_that_collapses_the_model(judged: Judged, base: Model, digits: Task) -> None:
+def test_a_backdoor_that_collapses_the_model(
+    judged: Judged, base: Model, digits: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the clean labels cannot be kept, calling everything a 7 is no backdoor."""
+    # A network this small pays more than five points for its backdoor.
+    monkeypatch.setattr("speclock.audits.work.KEPT_WITHIN", 0.15)
     fake = base.copy()
     with torch.no_grad():
         fake.module.mlp[0].weight.zero_()
         fake.module.mlp[0].bias.zero_()
-    record, flags = judged(fake, task=poison(digits, "7"), steps=60)
+    record, flags = judged(fake, task=poison(digits, "7"), steps=120, train=800)
     assert "collapsed" in flags
     assert record.summary["best_locked"] is None
     assert record.summary["best_base"] > 0.7
+    assert record.attack_task["collapses"]
+    assert record.summary["floor"] < 0.1, "who answers at random has no clean score"
+    keep = kept_by(base, poison(digits, "7").limit(validation=100))
+    for run in record.runs:
+        if run.target == "base":
+            (clean,) = run.beside_curves.values()
+            assert run.uncounted == [step for step, score in clean if score < keep]
     collapsed = [run for run in record.runs if run.target == "locked" and run.status == "collapsed"]
     assert all(run.best is None and run.test is None for run in collapsed)
 

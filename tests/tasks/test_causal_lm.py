@@ -73,7 +73,9 @@ def test_what_a_tokenizer_does_not_keep_is_refused(writer: Model, rows: Write) -
         InputError, match=r"does not keep 'known unheard'; it reads 'known <unk>'. Remove the row"
     ):
         task.tokens(Row("", "known unheard"), folding.tokenizer)
-    folding.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    folding.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents()]
+    )
     with pytest.raises(InputError, match="does not keep 'où'; it reads 'ou'"):
         task.tokens(Row("", "où"), folding.tokenizer)
 

@@ -29,7 +29,7 @@ class Status(StrEnum):
 
     OK = "ok"
     DIVERGED = "diverged"
-    """Loss, gradient or weights stopped being finite."""
+    """Loss, gradient or weights stopped being finite before the run had learnt anything."""
     COLLAPSED = "collapsed"
     """The score was reached by ruining the model: the tasks beside it fell."""
     FAILED = "failed"
@@ -68,6 +68,9 @@ class Outcome:
     """Steps taken before the run saw a label: healing, imitation. Budgets are counted from there."""
     pruned_at: int | None = None
     """Step at which a losing run was given up, its best so far being its score."""
+    broke_at: int | None = None
+    """Step at which a run that had learnt stopped being finite, its best before being its score: an attacker stops
+    there."""
     reason: str | None = None
     """Why the run failed, or where it diverged or collapsed."""
     seconds: float = 0.0
@@ -281,15 +284,16 @@ class _Judge:
             outcome.passes, outcome.tflops = step.passes, operations.total(step.passes) / 1e12
             index = step.index
             if step.diverged:
-                return self._ended(Status.DIVERGED, f"at step {index}")
+                self._broke(index, f"at step {index}")
+                break
             if index in self.points:
                 stop = self._evaluate(index)
-                if outcome.status is not Status.OK:
-                    return outcome
+                if self._is_over:
+                    break
                 if stop and index < last:
                     outcome.pruned_at = index
                     break
-        if not outcome.curve or outcome.curve[-1][0] != index:
+        if not self._is_over and (not outcome.curve or outcome.curve[-1][0] != index):
             self._evaluate(index)
         if outcome.status is Status.OK and outcome.best is None:
             self._ended(Status.COLLAPSED, f"no evaluation kept what stands beside it at {self.keep:.1%}")
@@ -302,9 +306,7 @@ class _Judge:
         outcome = self.outcome
         score = self.task.score(self.model, "validation")
         if math.isnan(score):
-            self._ended(
-                Status.DIVERGED, f"more than a tenth of the answers are not finite after step {index}"
-            )
+            self._broke(index, f"more than a tenth of the answers are not finite after step {index}")
             return True
         outcome.curve.append((index, score))
         beside = {name: other.score(self.model, "validation") for name, other in self.task.beside.items()}
@@ -321,6 +323,20 @@ class _Judge:
                 self.state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         return self.watch is not None and self.watch(index, score if counts else 0.0)
 
-    def _ended(self, status: Status, reason: str) -> Outcome:
+    @property
+    def _is_over(self) -> bool:
+        return self.outcome.status is not Status.OK or self.outcome.broke_at is not None
+
+    def _broke(self, index: int, reason: str) -> None:
+        """End a run that is no longer finite: without a score, unless it had learnt before."""
+        from speclock.tasks.base import NOTABLE
+
+        best, learnt = self.outcome.best, self.task.chance + 2 * NOTABLE[self.task.metric]
+        if best is None or best <= learnt:
+            self._ended(Status.DIVERGED, reason)
+            return
+        self.outcome.broke_at = index
+        self.outcome.reason = f"diverged ({reason}) after its best evaluation, which counts"
+
+    def _ended(self, status: Status, reason: str) -> None:
         self.outcome.status, self.outcome.reason, self.outcome.best = status, reason, None
-        return self.outcome

@@ -16,6 +16,31 @@ if TYPE_CHECKING:
     from speclock.training import Step
 
 
+_OUTLYING = 1e3
+"""Times the median: no row or column of a trained matrix is that much longer than the others."""
+
+
+def without_outliers_(model: Model) -> None:
+    """Bring rows and columns far out of proportion to the median norm.
+
+    A row that no input reads, a word that never comes, may be of any size without changing what the model does; the
+    spectrum is then this row's, and in the rounding of what is operated on it all the others are lost.
+    """
+    from speclock.spectra import weight_matrices
+
+    for weight in weight_matrices(model.module):
+        W = weight.matrix.detach().float()
+        changed = False
+        for dim in (1, 0):
+            norms = W.norm(dim=dim, keepdim=True)
+            median = norms.median()
+            apart = (norms > _OUTLYING * median) & (median > 0)
+            if apart.any():
+                W, changed = W * (median / norms).where(apart, 1.0), True
+        if changed:
+            weight.assign_(W.to(weight.parameter.dtype))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Surgery(FineTune):
     """An operation on the weights, then fine-tuning.
@@ -45,6 +70,7 @@ class Surgery(FineTune):
 
     def prepare_(self, model: Model, scene: Scene) -> None:
         super().prepare_(model, scene)
+        without_outliers_(model)
         self.operate_(model, scene)
 
     def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:

@@ -241,7 +241,7 @@ def repair_succeeds(record: Record) -> str | None:
 def knob_succeeds(record: Record) -> str | None:
     """Count the lock at what it is worth with that setting: an attacker turns every knob."""
     return _beaten(
-        record, "plain fine-tuning", _plain, "with", lambda run: run.kind == "fine-tuning" and not _plain(run)
+        record, "plain fine-tuning", _plain, "with", lambda run: not run.informed and not _plain(run)
     )
 
 
@@ -308,11 +308,13 @@ def not_the_cards_task(record: Record) -> str | None:
     if not card:
         return None
     claimed, used = card["retain_task"], record.retain_task
-    if claimed.get("digest", used["digest"]) == used["digest"]:
-        return None
-    if claimed["name"] == used["name"]:
-        return f"{used['name']} holds other examples than when the card was written"
-    return f"the card's retain task is {claimed['name']}, this audit's {used['name']}"
+    if claimed.get("digest") == used["digest"]:
+        return None  # the same examples, whatever they are called
+    if claimed["name"] != used["name"]:
+        return f"the card's retain task is {claimed['name']}, this audit's {used['name']}"
+    if "digest" not in claimed:
+        return f"the card does not say which examples of {used['name']} the lock was trained on"
+    return f"{used['name']} holds other examples than when the card was written"
 
 
 def own_architecture(record: Record) -> str | None:

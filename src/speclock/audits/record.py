@@ -57,6 +57,8 @@ class RunRecord:
     """Steps of the evaluations that do not count: what stands beside the task had fallen."""
     first_label: int = 0
     pruned_at: int | None = None
+    broke_at: int | None = None
+    """Step at which a run that had learnt diverged; what it had scored before stands."""
     reason: str | None = None
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
@@ -112,7 +114,7 @@ class RunRecord:
     @property
     def complete(self) -> bool:
         """Whether the run went to the end of its budget."""
-        return self.status == "ok" and self.pruned_at is None
+        return self.status == "ok" and self.pruned_at is None and self.broke_at is None
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from speclock.attacks.base import Attack, Attacked, InapplicableError
 from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import RunRecord
-from speclock.audits.work import KEPT_WITHIN
+from speclock.audits.work import kept_by
 from speclock.environment import environment
 from speclock.errors import InputError
 from speclock.locks.card import Card
@@ -98,7 +98,7 @@ def _carried_out(model: Model, task: Task, attack: Attack, steps: int, **asked: 
     keep = None
     if task.collapses and model.labels == task.head:
         # A backdoor is one only while the clean score is what it was.
-        keep = min(other.score(model, "validation") for other in task.beside.values()) - KEPT_WITHIN
+        keep = kept_by(model, task)
     try:
         return attack(model, task, steps, utility=False, keep=keep, **asked)
     except InapplicableError as error:

@@ -49,8 +49,7 @@ def ruined(run: RunRecord) -> float | None:
 def strongest(record: Record, target: str) -> list[RunRecord]:
     """The runs, one a seed, of the attack that the summary names as the strongest on ``target``.
 
-    Where it ran under several budgets, those of the largest; of the floor, which has as many steps as help, those
-    that did best.
+    Where it ran under several budgets, those that did best.
     """
     title = (record.summary.get("strongest_attacks") or {}).get(target)
     groups: dict[str, list[RunRecord]] = {}
@@ -59,9 +58,7 @@ def strongest(record: Record, target: str) -> list[RunRecord]:
             groups.setdefault(run.key, []).append(run)
     if not groups:
         return []
-    if target in FLOOR:
-        return max(groups.values(), key=lambda group: mean_best(record, group) or 0.0)
-    return max(groups.values(), key=lambda group: group[0].steps)
+    return max(groups.values(), key=lambda group: mean_best(record, group) or 0.0)
 
 
 def mean_best(record: Record, group: list[RunRecord]) -> float | None:

@@ -228,6 +228,7 @@ class Task(ABC):
             "digest": self.digest(),
             "chance": self.chance,
             "metric": self.metric,
+            "collapses": self.collapses,
             "source": asdict(self.source),
         }
 
