@@ -395,12 +395,16 @@ def test_a_backdoor_that_collapses_the_model(
     assert record.summary["best_locked"] is None
     assert record.summary["best_base"] > 0.7
     assert record.attack_task["collapses"]
-    assert record.summary["floor"] < 0.1, "who answers at random has no clean score"
     keep = kept_by(base, poison(digits, "7").limit(validation=100))
     for run in record.runs:
         if run.target == "base":
             (clean,) = run.beside_curves.values()
             assert run.uncounted == [step for step, score in clean if score < keep]
+    for run in record.runs:
+        if run.target == "classical":
+            assert (run.status == "collapsed") == (run.beside["clean"] < keep), (
+                "a floor is held to it as well"
+            )
     collapsed = [run for run in record.runs if run.target == "locked" and run.status == "collapsed"]
     assert all(run.best is None and run.test is None for run in collapsed)
 

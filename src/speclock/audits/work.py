@@ -99,7 +99,10 @@ class Work:
             return [self._final(unit.target, unit.final, unit.times)]
         if unit.target in _ANSWERED:
             made = _ANSWERED[unit.target]
-            return [self.kept.once(unit.target, lambda: made(self.task, self.targets))]
+            run = self.kept.once(unit.target, lambda: made(self.task, self.targets))
+            if self.keep is not None:
+                recount_(run, self.keep)
+            return [run]
         self.targets.prepare(unit.target)
         return []
 
