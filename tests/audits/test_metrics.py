@@ -309,6 +309,11 @@ def test_the_better_budget_is_what_is_quoted(longer: float, quoted: float) -> No
     assert record([*sound(), *more]).summary["best_locked"] == pytest.approx(quoted)
 
 
+def test_a_slowdown_that_is_not_seen_is_more_than_the_largest_budget() -> None:
+    more = [final("locked", [0.5] * 7, seed=seed, points=[(80, 0.5)], steps=2 * STEPS) for seed in (1, 2, 3)]
+    assert record([*sound(), *more]).summary["slowdown"] == "> 5.0", "of 16 steps, in 80 and not in 40"
+
+
 def test_of_what_collapses_the_guess_is_nothing() -> None:
     """A backdoor by answers at random has no clean score beside it, so that nobody has it anyway."""
     plain = record(without("scratch"))

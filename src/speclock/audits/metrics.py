@@ -301,14 +301,15 @@ def _slowdowns(record: Record, picks: dict[str, Pick | None], floor: float) -> d
     if base is None or base.validation <= floor:
         return nothing
     target, train = floor + 0.9 * (base.validation - floor), record.attack_task["train"]
-    costs = {
-        name: [
-            cost
-            for group in finals(record.runs, name).values()
-            if (cost := cost_to(group, target, floor, train)) is not None
-        ]
-        for name in ("base", "locked")
-    }
+    costs: dict[str, list[Cost]] = {"base": [], "locked": []}
+    for name, of_target in costs.items():
+        groups = list(finals(record.runs, name).values())
+        most = max((group[0].steps for group in groups), default=0)
+        for group in groups:
+            cost = cost_to(group, target, floor, train)
+            # What did not get there in fewer steps was tried again with more.
+            if cost is not None and (cost.reached or group[0].steps == most):
+                of_target.append(cost)
     found = [_cheapest(of_target, "steps") for of_target in costs.values()]
     return {
         "slowdown": _ratio(costs, "steps"),
