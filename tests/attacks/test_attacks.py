@@ -233,6 +233,8 @@ def test_what_was_learnt_before_a_run_broke_stands(base: Model, silhouettes: Tas
     broken = Breaking(lr=3e-3)(base, silhouettes, 40, quoted=quoted, retain=None).outcome
     assert broken.status is Status.OK
     assert broken.broke_at == 13
+    assert not broken.stayed_finite
+    assert whole.stayed_finite
     assert broken.best is not None
     assert broken.best == pytest.approx(max(score for step, score in whole.curve if step <= 8), abs=0.02)
     assert (broken.test is not None) is quoted

@@ -80,6 +80,11 @@ class Outcome:
     tflops: float | None = None
     """Floating-point operations of the training steps, in 10¹²: the first step's, counted, times the passes."""
 
+    @property
+    def stayed_finite(self) -> bool:
+        """Whether the run's last step left a model that can be used; a quoted run leaves its best one anyway."""
+        return self.status is Status.OK and self.broke_at is None
+
 
 class InapplicableError(Exception):
     """An attack that cannot be carried out on a model or without what it needs; the message says why."""
@@ -228,7 +233,7 @@ class Attack(ABC):
                         outcome.answers, outcome.test = answers.tolist(), task.measured(answers)
                         outcome.samples = task.samples(attacked)
                     outcome.beside = {name: other.score(attacked) for name, other in task.beside.items()}
-                if utility and retain is not None:
+                if utility and retain is not None and (quoted or outcome.stayed_finite):
                     split: Split = "test" if quoted else "validation"
                     after = self.released_(attacked, model)
                     outcome.utility_after = retain.measured(retain.answers(after, split), split)

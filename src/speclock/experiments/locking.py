@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import speclock
 from speclock import models, tasks
-from speclock.attacks.base import Status
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.heal import Heal
 from speclock.attacks.probe import Probe
@@ -471,7 +470,7 @@ class _Place:
             seed=seed,
         )
         attacked, outcome = how(model, task, steps, utility=False)
-        diverged = outcome.status is not Status.OK
+        diverged = not outcome.stayed_finite
         return {
             "score": task.chance if diverged else task.score(attacked),
             "beside": {n: t.chance if diverged else t.score(attacked) for n, t in task.beside.items()},

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock import models, tasks
-from speclock.attacks.base import Status
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audits.suite import Suite, around
@@ -116,7 +115,7 @@ class Table3(Experiment):
         for name in ("unlearned", "locked"):
             attacked, outcome = how(made[name], whole, steps, utility=False)
             made[f"{name}, relearned"] = attacked
-            if outcome.status is not Status.OK:
+            if not outcome.stayed_finite:
                 diverged.append(f"{name}, relearned")
         accuracies = {name: self._accuracies(model) for name, model in made.items()}
         return {"accuracies": accuracies, "diverged": diverged}
