@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from speclock.errors import InputError
@@ -66,11 +66,13 @@ class Undo(TrainingRecipe, Lock):
     """A seed for the noise, for experiments: whoever knows it can draw the same noise and subtract it."""
     optimizer: str = "adamw"
     """One of `speclock ls optimizers`."""
-    lr: float = 4e-4
+    lr: float = 8e-4
     """Peak learning rate."""
+    warmup: int = 50
+    """Steps over which the learning rate rises linearly to its peak; no more than a quarter of all."""
     schedule: str = "linear"
     """constant, linear or cosine to zero, or step (times gamma after each epoch)."""
-    steps: int | None = 700
+    steps: int | None = 350
     """Optimizer steps; overrides epochs."""
 
     name: ClassVar[str] = "undo"
@@ -79,7 +81,7 @@ class Undo(TrainingRecipe, Lock):
         "beta": Span(0.5, 0.95),
         "bottleneck": Span(0.04, 0.5, log=True),
         "lr": Span(1e-4, 1e-3, log=True),
-        "steps": Span(300, 1500, log=True, whole=True),
+        "steps": Span(200, 1500, log=True, whole=True),
     }
     # The share hardly moves while the model is taught, and its tenths of a per cent buy nothing.
     resolution: ClassVar[float] = 0.05
@@ -141,11 +143,12 @@ class Undo(TrainingRecipe, Lock):
             if spectral:
                 self._remove_(model, teacher, task, pool)
         answers = Teacher(teacher, task, repeats=self.repeats(task))
+        steps = self.total_steps(task)
         rest = fit(
             model,
             task,
-            self,
-            steps=self.total_steps(task),
+            replace(self, warmup=min(self.warmup, steps // 4)),
+            steps=steps,
             loss=self._loss(model, answers, task, drawn),
             checkpoint=run.checkpoint,
             carried=carried,
