@@ -19,7 +19,7 @@ $(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
-	$(BIN)/speclock demo --out out/demo
+	$(BIN)/speclock demo --resume --out out/demo
 
 # One thread a process: toy models keep no more busy, and two processes that share two cores wait for each other.
 test: $(VENV)/.installed-dev

@@ -436,7 +436,7 @@ def test_a_repair_where_all_plain_runs_blew_up_is_a_repair() -> None:
 def test_a_model_whose_answers_overflow_has_lost_its_job() -> None:
     made = record(sound(), utility=(0.95, 0.0))
     assert "utility_broken" in names(made)
-    assert "costs 95.0% of utility" in made.verdict
+    assert "costs 95.0 points of utility" in made.verdict
 
 
 def test_the_best_of_a_search_at_the_floor_is_inert() -> None:

@@ -212,7 +212,7 @@ def summarise_(record: Record) -> None:
     }
     record.families = make_families(record.runs, held.get(floor_by or "", CHANCE))
     record.verdict = (
-        f"The lock costs 1.2% of utility and held back part of what the attacker wanted within {STEPS} steps:"
+        f"The lock costs 1.2 points of utility and held back part of what the attacker wanted within {STEPS} steps:"
         f" {picks.get('locked')} reached {locked or 0:.1%} where the unlocked base gives {base:.1%} and the floor is"
         f" the {floor:.1%} that the attacker has anyway ({floor_by})."
     )

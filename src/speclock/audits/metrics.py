@@ -434,7 +434,9 @@ def verdict(record: Record) -> str:
     """What the lock costs, what it withstood and what broke it, in one sentence."""
     s = record.summary
     cost = s["utility_base"] - s["utility_locked"]
-    price = f"The lock costs {cost:.1%} of utility" if cost > 0.0005 else "The lock costs no utility"
+    price = (
+        f"The lock costs {100 * cost:.1f} points of utility" if cost > 0.0005 else "The lock costs no utility"
+    )
     if s["best_base"] is None:
         return f"{price}, and no attack on the unlocked base ended with a score, so this audit says nothing."
     floor = f"{percent(s['floor'])} that the attacker has anyway ({s['floor_by'] or 'chance'})"

@@ -75,7 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo(error.format_message())
         return 2
     except click.ClickException as error:
-        click.echo(f"{command}: {' '.join(error.format_message().split())} See {command} --help.", err=True)
+        click.echo(
+            f"{command}: {' '.join(error.format_message().split()).rstrip('.')}. See {command} --help.",
+            err=True,
+        )
         return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo(

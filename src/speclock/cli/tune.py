@@ -21,7 +21,10 @@ from speclock.locks import LOCKS
     "--attack-task", required=True, help="A proxy for what an attacker wants; quote another one's numbers."
 )
 @click.option(
-    "--max-utility-drop", required=True, type=click.FloatRange(0, 1), help="Utility that may be lost."
+    "--max-utility-drop",
+    required=True,
+    type=click.FloatRange(0, 1),
+    help="Utility that may be lost on the validation split, as a fraction.",
 )
 @click.option(
     "--locks",

@@ -60,7 +60,7 @@ class Lock(ABC):
     exclude: tuple[str, ...] = ()
     """Patterns of parameter names to leave alone."""
     max_utility_drop: float = 0.01
-    """Utility that may be lost, as a fraction (0.01 is one point of accuracy)."""
+    """Utility that may be lost on the validation split, as a fraction (0.01 is one point of accuracy)."""
     evaluations: int = 10
     """How often utility is checked on the way."""
     seed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,6 +92,11 @@ def load(
         if limit is not None and limit < len(task.labels):
             raise InputError(
                 f"{spec}: {limit} is less than one example for each of the {len(task.labels)} labels."
+            )
+    for split, limit in (("train", train), ("test", test)):
+        if limit is not None and limit > (there := len(task.part(split))):
+            warnings.warn(
+                f"{spec}: {limit} examples to {split} on were asked for, and there are {there}.", stacklevel=2
             )
     task = replace(task.divided(train, test, validation, seed=seed), name=plain)
     if wrapper:
