@@ -227,10 +227,12 @@ class Breaking(FineTune):
 
 
 @pytest.mark.parametrize("quoted", [False, True])
-def test_what_was_learnt_before_a_run_broke_stands(base: Model, silhouettes: Task, quoted: bool) -> None:
+def test_what_was_learnt_before_a_run_broke_stands(base: Model, digits: Task, quoted: bool) -> None:
     """An attacker stops before it: a lock that only makes training break late has withstood nothing."""
-    whole = FineTune(lr=3e-3)(base, silhouettes, 12, quoted=quoted).outcome
-    broken = Breaking(lr=3e-3)(base, silhouettes, 40, quoted=quoted, retain=None).outcome
+    task = digits.keep(digits.labels[:5]).limit(train=100, validation=100, test=100)
+    recipe = {"optimizer": "adam", "lr": 3e-3, "batch_size": 32}
+    whole = FineTune(**recipe)(base, task, 12, quoted=quoted).outcome
+    broken = Breaking(**recipe)(base, task, 40, quoted=quoted, retain=None).outcome
     assert broken.status is Status.OK
     assert broken.broke_at == 13
     assert not broken.stayed_finite
@@ -238,7 +240,7 @@ def test_what_was_learnt_before_a_run_broke_stands(base: Model, silhouettes: Tas
     assert broken.best is not None
     assert broken.best == pytest.approx(max(score for step, score in whole.curve if step <= 8), abs=0.02)
     assert (broken.test is not None) is quoted
-    at_once = Breaking(lr=3e-3, last=0)(base, silhouettes, 40).outcome
+    at_once = Breaking(**recipe, last=0)(base, task, 40).outcome
     assert (at_once.status, at_once.best) == (Status.DIVERGED, None)
 
 

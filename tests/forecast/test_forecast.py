@@ -96,7 +96,8 @@ def test_the_rate_that_training_survives_is_near_what_curvature_says(base: Model
     found = sharpness(base, silhouettes, samples=64)
     tried = largest_rate_found(base, silhouettes, "sgd", found.rates["sgd"])
     assert tried.stable < tried.unstable <= 1.2 * tried.stable
-    assert 1 <= tried.rate / found.rates["sgd"] <= 10
+    # The law is claimed to a factor of two; on a network this small and untrained for the task it may be far too low.
+    assert 0.5 <= tried.rate / found.rates["sgd"] <= 10
 
 
 def test_a_model_that_no_rate_trains_is_an_error(tiny: Model, digits: Task) -> None:
