@@ -230,7 +230,10 @@ def main() -> None:
     )
     if given.only is not None:
         named = {name: named[name] for name in given.only}
-    others = {spec: lock_named(spec, {"max_utility_drop": given.max_utility_drop}) for spec in given.lock}
+    others = {
+        f"--lock {spec}": lock_named(spec, {"max_utility_drop": given.max_utility_drop})
+        for spec in given.lock
+    }
     for name, how in {**named, **others}.items():
         asked = [repr(how), given.seeds, models.fingerprint(base), retain.digest(), proxy.digest()]
         place = kept / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
@@ -250,7 +253,7 @@ def main() -> None:
                 floors=kept,
             )
             write_text(place / "row.json", json.dumps(row(name, how, locked.card, audited.summary)))
-        rows.append(json.loads((place / "row.json").read_text()))
+        rows.append({**json.loads((place / "row.json").read_text()), "variant": name})
         print(
             "{variant}: utility {utility:.1%}, {strength:.2f} drawn anew, uplift {uplift}".format(**rows[-1]),
             flush=True,
