@@ -174,7 +174,9 @@ def audit(
                 record.summary = summary()
         record.base["student"] = targets.report("student")
         record.locked["no_control"] = targets.problem("control")
-        record.locked["card_not_repeated"] = targets.report("control").get("not_repeated")
+        repeated = targets.report("repeated")
+        # A training that cannot be carried out does not lead to the file either.
+        record.locked["card_not_repeated"] = repeated.get("not_repeated") or repeated.get("problem")
     record.families = families(record)
     record.flags = raised(record)
     record.verdict = verdict(record)
@@ -262,7 +264,7 @@ def _as_released(released: Model, retain: Task) -> float | None:
 
 def _folders(kept: Path, shared: Path, floors: Path) -> dict[str, Path]:
     """Where the runs on each target are kept."""
-    runs = {"control": kept, "locked": kept, "base": shared, "released": kept}
+    runs = {"control": kept, "repeated": kept, "locked": kept, "base": shared, "released": kept}
     runs |= dict.fromkeys(("scratch", "classical", "public", "student"), floors)
     return {name: folder / "runs" for name, folder in runs.items()}
 

@@ -76,6 +76,10 @@ class Targets:
         if self._report(name).exists():
             return
         try:
+            if name == "repeated":
+                # What is asked of it is said at once, and nobody attacks it.
+                write_text(self._report(name), json.dumps({"not_repeated": self._unlike()}))
+                return
             model, report = self._train(name)
         except (
             Exception
@@ -102,6 +106,10 @@ class Targets:
     def _train(self, name: str) -> tuple[Model, dict[str, Any]]:
         if name == "student":
             return taught_by(self.base, self.retain)
+        return self._as_the_card_says(spectral=False), {"steps": sum(stage.steps for stage in self.stages)}
+
+    def _as_the_card_says(self, *, spectral: bool) -> Model:
+        """The base after all the card's training, with the locks' own terms or without."""
         # A card is a claim, and could ask for days of it.
         steps = sum(stage.steps for stage in self.stages)
         examples = sum(
@@ -114,24 +122,22 @@ class Targets:
                 f"a control gets {CONTROL_MOST} and {CONTROL_MOST_EXAMPLES} at most"
             )
 
-        def trained(spectral: bool) -> Model:
-            model = self.base
-            for i, (lock, taken) in enumerate(self.stages):
-                states = self.folders[name] / f"{self._stem(name)}-{'lock' if spectral else 'control'}-{i}"
-                states.mkdir(exist_ok=True)
-                model = lock.control(model, self.retain, stop_at=taken, spectral=spectral, folder=states)
-            return model
+        model, name = self.base, "repeated" if spectral else "control"
+        for i, (lock, taken) in enumerate(self.stages):
+            states = self.folders[name] / f"{self._stem(name)}-{i}"
+            states.mkdir(exist_ok=True)
+            model = lock.control(model, self.retain, stop_at=taken, spectral=spectral, folder=states)
+        return model
 
-        control = trained(spectral=False)
-        # However far the control moved the weights: a card may claim a training that wrecks the model without a lock.
+    def _unlike(self) -> str | None:
+        """In what the locked model is not what the card's training gives: what the control shares with that training
+        says nothing of another. Numbers, not weights, since another machine's rounding leads elsewhere.
+
+        However far the control moves the weights: a card may claim a training that wrecks the model without a lock.
+        """
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             # What the lock had to remark it said when it was made.
-            problem = self._unlike(trained(spectral=True))
-        return control, {"steps": steps, "not_repeated": problem}
-
-    def _unlike(self, repeated: Model) -> str | None:
-        """In what the locked model is not what the card's training gives: what the control shares with that training
-        says nothing of another. Numbers, not weights, since another machine's rounding leads elsewhere."""
+            repeated = self._as_the_card_says(spectral=True)
         for lock, _ in self.stages:
             again, strength = (lock.strength(m, self.base) for m in (repeated, self.locked))
             if abs(again - strength) > 0.1 * abs(strength):

@@ -79,9 +79,10 @@ class Work:
         # The longest runs come first, so that no process ends with one while the others wait.
         first = [name for name in ("scratch", "base", "public") if name in self.targets.names()]
         answered = ["released"] * self.task.fits(self.targets.base) + ["classical"]
-        self._do(crew, [*map(Unit, trained), *self._searches(first), *map(Unit, answered)])
+        self._do(crew, [*self._searches(first), *map(Unit, answered)])
         self._settle()
-        self._do(crew, [*self._finals(first), *self._searches(["locked"])])
+        prepared = [*trained, *["repeated"] * bool(self.targets.stages)]
+        self._do(crew, [*map(Unit, prepared), *self._finals(first), *self._searches(["locked"])])
         explaining = [name for name in trained if name in self.targets.names()]
         self._do(crew, [*self._finals(["locked"]), *self._searches(explaining)])
         self._do(crew, self._finals(explaining))
