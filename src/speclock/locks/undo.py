@@ -74,6 +74,8 @@ class Undo(TrainingRecipe, Lock):
     """constant, linear or cosine to zero, or step (times gamma after each epoch)."""
     steps: int | None = 350
     """Optimizer steps; overrides epochs."""
+    dropout: bool = False
+    """Whether dropout is on while it is taught, which slows the match with the base and makes it vary."""
 
     name: ClassVar[str] = "undo"
     unit: ClassVar[str] = "share drawn anew"
