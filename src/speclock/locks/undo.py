@@ -72,7 +72,7 @@ class Undo(TrainingRecipe, Lock):
     """Steps over which the learning rate rises linearly to its peak; no more than a quarter of all."""
     schedule: str = "linear"
     """constant, linear or cosine to zero, or step (times gamma after each epoch)."""
-    steps: int | None = 350
+    steps: int | None = 700
     """Optimizer steps; overrides epochs."""
     dropout: bool = False
     """Whether dropout is on while it is taught, which slows the match with the base and makes it vary."""
