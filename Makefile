@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: install demo test gpu bench records records-standard records-locks records-theory clean
+.PHONY: install demo test gpu bench records records-standard records-locks records-pairs records-noise records-theory clean
 
 install: $(VENV)/.installed
 
@@ -77,6 +77,38 @@ records-locks: records
 	    --out out/locks/undo+specdef
 	$(BIN)/speclock audit $(THREE) --attack-task $(OTHERS) --suite standard $(TEXT) --out results/locks-32
 	$(BIN)/speclock audit $(THREE) --attack-task $(OTHERS:@32/1000=@64/1000) --suite standard $(TEXT) --out results/locks-64
+
+# The same lock settings, unchanged, on two pairs that nobody tuned on: a guard against jailbreaks whose attacker wants
+# newsgroups, and a ResNet18 that learnt ten classes, is released for five, and is wanted for the others.
+GUARD  := --max-length 32 --retain-task jailbreak --attack-task $(OTHERS)
+FIVE   := cifar10:airplane,automobile,bird,cat,deer@4000/1000
+REST   := cifar10:dog,frog,horse,ship,truck@50/1000
+RESNET := --batch-size 32 --optimizer adam --lr 1e-3 --resume
+records-pairs: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[attacks]'
+	mkdir -p out/guard out/resnet
+	$(BIN)/speclock train minilm --task jailbreak --lr 2e-4 --schedule linear --steps 90 --max-length 32 --resume \
+	    --out out/guard/base
+	$(BIN)/speclock lock out/guard/base --lock undo --task jailbreak --seed 11 --evaluations 7 --max-length 32 --resume \
+	    --out out/guard/undo
+	$(BIN)/speclock audit out/guard/undo --base out/guard/base $(GUARD) --suite standard --steps 32 --seeds 3 --jobs 2 \
+	    --resume --out results/guard
+	$(BIN)/speclock train resnet18 --task cifar10@8000/2000 --epochs 12 $(RESNET) --out out/resnet/ten
+	$(BIN)/speclock train out/resnet/ten --task $(FIVE) --epochs 2 $(RESNET) --out out/resnet/base
+	$(BIN)/speclock lock out/resnet/base --lock undo --task $(FIVE) --seed 11 --evaluations 7 --resume --out out/resnet/undo
+	$(BIN)/speclock audit out/resnet/undo --base out/resnet/base --retain-task $(FIVE) --attack-task $(REST) \
+	    --suite standard $(IMAGES) --out results/resnet
+
+# A lock whose noise has a seed that can be guessed, whose finding and subtracting is compared with plain fine-tuning,
+# and one made as by default, in which nothing is to be found.
+NOISE := --task $(OTHERS) --max-length 16 --steps 32 --lr 1e-4,3.2e-4,1e-3 --resume
+records-noise: records-locks
+	$(BIN)/speclock lock out/demo/base --lock undo --insecure-noise-seed 0 $(LOCK) --out out/locks/insecure
+	for seed in 1 2 3; do \
+	    $(BIN)/speclock attack out/locks/insecure $(NOISE) --seed $$seed --out results/noise/plain-$$seed && \
+	    $(BIN)/speclock attack out/locks/insecure --attack subtract-noise $(NOISE) --seed $$seed \
+	        --out results/noise/subtracted-$$seed || exit; done
+	$(BIN)/speclock attack out/locks/undo --attack subtract-noise $(NOISE) --out results/noise/secret
 
 # Figures 1 and 2 as the paper has them, some minutes; the calibration of speclock's forecasts, an hour and a half.
 records-theory: $(VENV)/.installed
