@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=16)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     base = models.load(str(given.base))
     task = tasks.load(given.retain_task, tasks.Reading(max_length=given.max_length)).divided().fitted_to(base)
     rows = [
