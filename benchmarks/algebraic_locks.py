@@ -27,7 +27,7 @@ from speclock.attacks.balance import Balance
 from speclock.attacks.base import InapplicableError, Scene
 from speclock.attacks.fuse import Fuse
 from speclock.attacks.repair import Clip, Shrink
-from speclock.attacks.surgery import Surgery, without_outliers_
+from speclock.attacks.surgery import Surgery
 from speclock.environment import environment
 from speclock.locks.compensated import Compensated
 from speclock.locks.reparameterise import Reparameterise, apart
@@ -69,7 +69,7 @@ def main() -> None:
     }
     write_text(given.out / "algebraic.json", json.dumps(record, indent=1))
     for row in rows:
-        print(json.dumps({name: value for name, value in row.items() if name != "config"}, indent=1))
+        print(json.dumps(row, indent=1))
 
 
 def measured(
@@ -97,9 +97,8 @@ def operated(
     models_ = []
     for model in (locked, base):
         patient = model.copy()
-        without_outliers_(patient)
         try:
-            surgery.operate_(patient, Scene(model, task, 1))
+            surgery.prepare_(patient, Scene(model, task, 1))
         except InapplicableError as error:
             return str(error)
         models_.append(patient)
@@ -129,7 +128,7 @@ def moved(model: Model, base: Model, task: Task) -> float:
 def ratios(model: Model, base: Model, blocks: dict[str, int]) -> dict[str, float]:
     """σ₁ over the base's, of all raised blocks: the least, the mean and the largest."""
     after, before = (sigma_1(m.module, blocks) for m in (model, base))
-    found = np.concatenate([after[name] / before[name] for name in after if name in before])
+    found = np.concatenate([after[name] / before[name] for name in after])
     return {"least": float(found.min()), "mean": float(found.mean()), "largest": float(found.max())}
 
 
