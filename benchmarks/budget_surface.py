@@ -29,7 +29,12 @@ from speclock.report.plots import RC
 from speclock.workspace import write_text
 
 SUITE = Suite(
-    name="surface", version=1, steps=32, families=(around(FineTune, 1e-4), around(Clip, 1e-4)), scratch=()
+    name="surface",
+    version=1,
+    steps=32,
+    families=(around(FineTune, 1e-4), around(Clip, 1e-4)),
+    scratch=(),
+    extended=False,  # the next cell has more steps
 )
 
 
@@ -78,9 +83,12 @@ def cell(
 ) -> dict[str, Any]:
     """What one budget gives on one locked model; the unlocked one's runs are shared by all of them."""
     kept = given.out / "runs"
-    place = kept / f"{folder.resolve().name}-{len(attack.train)}-{steps}"
-    place.mkdir(parents=True, exist_ok=True)
-    # A finished run is found again by its data and weights, so a second call costs next to nothing.
+    name = folder.resolve().name
+    place = kept / f"{name}-{len(attack.train)}-{steps}"
+    for each in (place, kept / name, kept / "shared"):
+        each.mkdir(parents=True, exist_ok=True)
+    # A finished run is found again by its data and weights, so a second call costs next to nothing, and a lock's
+    # control is trained once for all of its cells.
     record = speclock.audit(
         base=base,
         locked=Locked(models.load(str(folder)), read_card(folder)),
@@ -90,7 +98,7 @@ def cell(
         steps=steps,
         seeds=given.seeds,
         jobs=given.jobs,
-        folder=place / "work",
+        folder=kept / name,
         shared=kept / "shared",
         floors=kept / "shared",
     )

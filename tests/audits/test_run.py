@@ -274,6 +274,12 @@ def test_a_locked_run_that_still_rises_has_its_budget_extended_once(
     for target in ("base", "locked"):
         assert {run.steps for run in found.runs if run.target == target and run.stage == "final"} == {12, 24}
     assert found.summary["best_locked"] == found.summary["best_base"]
+    fixed = dataclasses.replace(slow, extended=False)
+    found = audit(
+        base=base, locked=base.copy(), retain=digits, attack=silhouettes, suite=fixed, floors=floors
+    )
+    assert found.suite["budget"] == 12
+    assert "still_rising" in [flag.name for flag in found.flags]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

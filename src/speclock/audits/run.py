@@ -67,7 +67,7 @@ def audit(
     ``seeds`` fresh ones, and their test scores are what is quoted. The recipe (configuration, head,
     tokenizer, preprocessing) is the base's on every target: of the locked model the weights alone are used, and
     what else differs is listed. Where a finalist on the locked model that may yet be its best still rises, those of
-    every target run once more with twice the budget.
+    every target run once more with twice the budget, unless the suite says otherwise.
 
     ``locked`` with its lock card (:class:`Locked`) lets the control be trained. ``public`` is a public model that
     the attacker knows the locked one to be made from, ``siblings`` are other releases of the same base; without
@@ -168,7 +168,7 @@ def audit(
             work.carry_out(hands)
             summary = partial(summarise, record, utility, utility_locked, attack)
             record.summary = summary()
-            if still_rises(record, "locked"):
+            if chosen.extended and still_rises(record, "locked"):
                 record.suite["budget"] = 2 * budget
                 work.go_on(hands, times=2)
                 record.summary = summary()

@@ -73,6 +73,8 @@ class Suite:
     """What training from scratch is searched over."""
     student: bool = False
     """Whether a student of the base's outputs is attacked too."""
+    extended: bool = True
+    """Whether the finals run again with twice the budget where one on the locked model still rises."""
 
     @property
     def label(self) -> str:

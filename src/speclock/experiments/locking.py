@@ -21,7 +21,7 @@ from speclock.attacks.heal import Heal
 from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
 from speclock.audits.record import Record, read
-from speclock.audits.suite import Family, Suite, around
+from speclock.audits.suite import SCRATCH, Family, Suite, around
 from speclock.audits.tune import chosen, tune
 from speclock.experiments.base import Experiment, Row, once, row
 from speclock.experiments.claims import KEPT, Claim, curvature, name_of, trained_no_more, utility
@@ -528,4 +528,6 @@ class _Place:
             version=1,
             steps=self.of.searched_steps,
             families=(*families, *(informed[name] for name in self.of.informed)),
+            # SGD trains no transformer from scratch.
+            scratch=SCRATCH[:1] if self.retain.modality == "text" else SCRATCH,
         )

@@ -68,11 +68,11 @@ class Table1Image(Locking):
             "jobs": 1,
         },
         "small": {
-            "others": _others("@6000/2000"),
-            "our_locks": (f"{UNDO},steps=1500", f"{UNDO},steps=1500+scheduled:lr=1e-3"),
+            "others": _others("@6000/1000"),
+            "our_locks": (f"{UNDO},steps=1000", f"{UNDO},steps=1000+scheduled:lr=1e-3,steps=500"),
             "epochs": 2,
-            "searched_steps": 192,
-            "proxy": "fashion-mnist@6000/2000",
+            "searched_steps": 64,
+            "proxy": "fashion-mnist@6000/1000",
             "trials": 0,  # an audit of each trial takes six minutes on two cores
         },
         "paper": {},

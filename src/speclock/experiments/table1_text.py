@@ -67,6 +67,14 @@ SMALL = {
     "searched_steps": 64,
     "max_length": 64,
 }
+SMALL_DECODER = {
+    **SMALL,
+    "our_locks": (),
+    "epochs": 1,
+    "searched_steps": 16,
+    "informed": ("clip",),
+}
+"""A step of the decoder takes eight of the encoder's."""
 SMOKE = {
     "model": "bert-l2-h64",
     "retain": "newsgroups:sci.med,rec.autos@200/40/40",
@@ -96,7 +104,7 @@ class Table1Text(SeveralModels):
         "small": {
             "models": (
                 encoder("@1000/1000", **SMALL),
-                decoder("@400/500", **{**SMALL, "our_locks": (), "epochs": 1, "seeds": 3}),
+                decoder("@400/500", **SMALL_DECODER),
             )
         },
         "paper": {},

@@ -99,7 +99,11 @@ class Table2(SeveralModels):
         "small": {
             "models": (
                 guard("22M", "@1200/370/288", **SMALL),
-                guard("86M", "@400/370/288", **{**SMALL, "our_locks": ()}),
+                guard(
+                    "86M",
+                    "@400/370/288",
+                    **{**SMALL, "our_locks": (), "searched_steps": 50, "informed": ("clip",)},
+                ),
             )
         },
         "paper": {},

@@ -35,6 +35,14 @@ PAPER = {
 }
 """The paper's table, percent by class in CIFAR10's order."""
 
+_TRAINING = {
+    "optimizer": "sgd-momentum",
+    "lr": 0.05,
+    "schedule": "cosine",
+    "batch_size": 64,
+    "weight_decay": 5e-4,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table3(Experiment):
@@ -45,12 +53,7 @@ class Table3(Experiment):
     model: str = "resnet18"
     task: str = "cifar10"
     label: str = "automobile"
-    training: dict[str, Any] = field(
-        default_factory=lambda: {
-            "optimizer": "sgd-momentum", "lr": 0.05, "schedule": "cosine", "batch_size": 64, "weight_decay": 5e-4,
-            "epochs": 30,
-        }
-    )  # fmt: skip
+    training: dict[str, Any] = field(default_factory=lambda: {**_TRAINING, "epochs": 30})
     unlearning: dict[str, Any] = field(
         default_factory=lambda: {"optimizer": "sgd-momentum", "lr": 0.01, "batch_size": 64, "epochs": 5}
     )
@@ -79,7 +82,11 @@ class Table3(Experiment):
             "seeds": 1,
             "jobs": 1,
         },
-        "small": {"our_locks": ("undo:batch_size=64,lr=1e-3,steps=1500",)},
+        "small": {
+            "training": {**_TRAINING, "epochs": 15},
+            "our_locks": ("undo:batch_size=64,lr=1e-3,steps=700",),
+            "searched_steps": 64,
+        },
         "paper": {},
     }
 
