@@ -5,7 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: install demo test gpu bench records records-standard records-locks records-pairs records-noise records-theory clean
+.PHONY: install demo test gpu bench records records-standard records-locks records-pairs records-draws \
+    records-noise records-theory clean
 
 install: $(VENV)/.installed
 
@@ -98,6 +99,13 @@ records-pairs: $(VENV)/.installed
 	$(BIN)/speclock lock out/resnet/base --lock undo --task $(FIVE) --seed 11 --evaluations 7 --resume --out out/resnet/undo
 	$(BIN)/speclock audit out/resnet/undo --base out/resnet/base --retain-task $(FIVE) --attack-task $(REST) \
 	    --suite standard $(IMAGES) --out results/resnet
+
+# The same lock made three times, each with a seed and noise of its own, under quick/2.
+records-draws: records-locks
+	for seed in 12 13; do \
+	    $(BIN)/speclock lock out/demo/base --lock undo $(LOCK) --seed $$seed --out out/locks/undo-$$seed || exit; done
+	$(BIN)/speclock audit out/locks/undo out/locks/undo-12 out/locks/undo-13 --base out/demo/base \
+	    --retain-task $(TOPICS) --attack-task $(OTHERS) $(TEXT) --out results/undo-draws
 
 # A lock whose noise has a seed that can be guessed, whose finding and subtracting is compared with plain fine-tuning,
 # and one made as by default, in which nothing is to be found.
