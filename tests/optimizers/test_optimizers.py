@@ -184,3 +184,22 @@ def test_muon_computes_in_fp32_where_there_is_no_bf16_arithmetic(monkeypatch: py
         # Orthogonal, as far as Newton–Schulz goes.
         moved = torch.linalg.svdvals((torch.eye(8) - weight.detach()) / 0.1)
         assert moved.max() / moved.min() < 1.5
+
+
+def test_muon_orthogonalises_the_rows_that_have_a_gradient_as_it_would_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from speclock.optimizers import adapters
+
+    sizes = []
+    newton_schulz = adapters._newton_schulz
+    monkeypatch.setattr(adapters, "has_bf16", lambda: False)
+    monkeypatch.setattr(
+        adapters, "_newton_schulz", lambda G, *a: sizes.append(len(G)) or newton_schulz(G, *a)
+    )
+    gradient = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    gradient[4:] = 0
+    found, whole = (f(gradient, 5) for f in (adapters._of_rows_that_moved, adapters._without_bf16))
+    torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-3)
+    assert sizes == [4, 40]
+    assert not adapters._of_rows_that_moved(torch.zeros(40, 6), 5).any()
