@@ -12,6 +12,7 @@ from speclock.experiments.table3 import PAPER, Table3
 
 def printed(base: float, locked: float, optimizer: str = "adamw") -> list[dict[str, Any]]:
     common = {"block": "as printed", "column": "KMNIST", "optimizer": optimizer, "lr": 0.1, "chance": 0.1}
+    common |= {"runs": 3, "diverged": 0}
     return [
         {**common, "target": target, "measured": measured, "paper": paper}
         for target, measured, paper in (("base", base, 0.8), ("locked", locked, 0.1))
@@ -34,7 +35,7 @@ def searched(
         {**common, "target": "base", "lock": "", "measured": base, "strongest_attack": "sgd at lr 0.1"},
         {
             **{**common, "target": "locked", "lock": lock, "measured": locked, "uplift": uplift},
-            **{"best_base": base, "flags": ["few_seeds"]},
+            **{"best_base": base, "best_control": 0.7, "flags": ["few_seeds"]},
             "strongest_attack": "clip, then adamw at lr 1e-3",
         },
     ]
@@ -42,7 +43,12 @@ def searched(
 
 @pytest.mark.parametrize(
     ("base", "locked", "verdict"),
-    [(0.8, 0.12, HOLDS), (0.8, 0.5, FALLS), (0.12, 0.1, f"{SILENT}, the base does not learn either")],
+    [
+        (0.8, 0.12, HOLDS),
+        (0.8, 0.5, FALLS),
+        (0.12, 0.1, f"{SILENT}, the base does not learn either"),
+        (0.22, 0.19, f"{SILENT}, the base learns hardly more"),
+    ],
 )
 def test_a_printed_rate_says_something_only_where_the_base_learns(
     base: float, locked: float, verdict: str
@@ -54,8 +60,32 @@ def test_a_printed_rate_says_something_only_where_the_base_learns(
 
 def test_runs_that_diverged_are_counted_beside_the_verdict() -> None:
     rows = printed(0.8, 0.1) + searched(0.9, 0.9, 0.5, 1.0)
-    rows[1] |= {"diverged": 2, "seeds": [0.1, 0.1, 0.1]}
-    assert "locked 10.0%, 2 of 3 diverged)" in trained_no_more(rows, "KMNIST").printed
+    rows[0]["diverged"], rows[1]["diverged"] = 1, 2
+    said = trained_no_more(rows, "KMNIST").printed
+    assert said.endswith("(base 80.0%, 1 of 3 diverged, locked 10.0%, 2 of 3 diverged)")
+    rows[1]["diverged"] = 3
+    said = trained_no_more(rows, "KMNIST").printed
+    assert said.startswith(f"adamw at 0.1 {HOLDS}, by divergence alone")
+    assert said.endswith("locked diverged in all 3 runs)")
+
+
+def test_a_stand_in_is_named_where_the_verdict_is() -> None:
+    rows = printed(0.8, 0.1) + searched(0.9, 0.9, 0.5, 1.0)
+    rows[1]["instead"] = "silhouettes, for KMNIST"
+    claim = trained_no_more(rows, "KMNIST").claim
+    assert claim == "The locked model does not learn KMNIST (paper: 10%; here silhouettes, for KMNIST)"
+
+
+def test_a_search_that_the_printed_attack_beats_finds_no_lock_that_holds() -> None:
+    said = trained_no_more(printed(0.8, 0.8) + searched(0.9, 0.52, 0.5, 0.05), "KMNIST").searched
+    assert said.startswith(f"specdef {SILENT}, for the printed attack does better (80.0%)")
+
+
+def test_what_else_may_explain_a_lock_stands_beside_its_verdict() -> None:
+    rows = searched(0.9, 0.52, 0.5, 0.05)
+    rows[1]["flags"].append("forgetting")
+    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    assert said == "specdef holds (base 90.0%, control 70.0%, locked 52.0%, floor 50.0%; forgetting)"
 
 
 def test_every_printed_optimizer_is_judged() -> None:
@@ -104,33 +134,68 @@ def test_a_lock_is_judged_by_its_own_audits_base() -> None:
 def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:
     said = [
         trained_no_more(printed(0.8, 0.1) + searched(base, locked, 0.95, None), "KMNIST").searched
-        for base, locked in ((0.9, 0.3), (0.9, 0.88), (0.15, 0.1))
+        for base, locked in ((0.9, 0.15), (0.9, 0.88), (0.15, 0.1), (0.9, 0.3))
     ]
     assert "training stalls at every rate" in said[0]
     assert "it trains, by clip" in said[1]
     assert "the base does not train either" in said[2]
+    assert "it trains less far, by clip" in said[3]
+    doubtful = searched(0.9, 0.15, 0.95, None)
+    doubtful[1]["flags"].append("only_divergence")
+    said = trained_no_more(printed(0.8, 0.1) + doubtful, "KMNIST").searched
+    assert "training stalls, with doubts: only_divergence" in said
 
 
-@pytest.mark.parametrize(("diverged", "verdict"), [(0, HOLDS), (1, HOLDS), (3, SILENT)])
-def test_a_relearning_that_diverged_is_no_lock_that_holds_in_silence(diverged: int, verdict: str) -> None:
-    rows = [
+def classes(**scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Rows of Table 3: of each model the (automobile, cat) of each of three seeds that did not diverge."""
+    usual = {
+        "base": [(0.9, 0.8)] * 3,
+        "unlearned": [(0.0, 0.8)] * 3,
+        "unlearned, relearned": [(0.85, 0.8)] * 3,
+        "locked": [(0.0, 0.76)] * 3,
+        "locked, relearned": [(0.0, 0.76)] * 3,
+    }
+    found = usual | {name.replace("_", ", "): each for name, each in scores.items()}
+    return [
         {
             "block": "as printed",
             "model": model,
             "label": label,
-            "measured": 0.0,
-            "seeds": [0.0] * 3,
-            "diverged": 0,
+            "measured": sum(seeds) / len(seeds) if (seeds := [pair[i] for pair in found[model]]) else 0.0,
+            "seeds": seeds,
+            "ended": list(range(len(seeds))),
+            "runs": 3,
+            "diverged": 3 - len(seeds),
         }
         for model in PAPER
-        for label in ("automobile", "cat")
+        for i, label in enumerate(("automobile", "cat"))
     ]
-    for r in rows:
-        if r["model"] == "locked, relearned":
-            r["diverged"] = diverged
-    said = Table3.at("smoke").claims(rows)[-1].printed
-    assert said.startswith(f"{verdict}: ")
-    assert (f"{diverged} of 3 diverged" in said) == (diverged > 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdicts"),
+    [
+        ({}, (HOLDS, HOLDS, HOLDS)),
+        ({"locked_relearned": []}, (HOLDS, HOLDS, f"{HOLDS}, by divergence alone")),
+        ({"locked_relearned": [(0.24, 0.76)]}, (HOLDS, HOLDS, FALLS)),
+        # The class came back for the price of the others.
+        ({"locked_relearned": [(1.0, 0.0)] * 3}, (HOLDS, HOLDS, HOLDS)),
+        ({"unlearned_relearned": [(1.0, 0.0)] * 3}, (FALLS, HOLDS, SILENT)),
+        ({"unlearned_relearned": [(0.02, 0.8)] * 3}, (FALLS, HOLDS, SILENT)),
+        ({"unlearned_relearned": []}, (FALLS, HOLDS, SILENT)),
+        ({"locked": [(0.0, 0.1)] * 3, "locked_relearned": [(0.0, 0.1)] * 3}, (HOLDS, FALLS, SILENT)),
+    ],
+)
+def test_a_relearning_is_judged_by_what_it_leaves_of_the_other_classes(
+    scores: dict[str, Any], verdicts: tuple[str, ...]
+) -> None:
+    claims = Table3.at("smoke").claims(classes(**scores))[1:]
+    assert all(claim.printed.startswith(verdict) for claim, verdict in zip(claims, verdicts, strict=True))
+    said = claims[2].printed
+    if diverged := 3 - len(scores.get("locked_relearned", [0] * 3)):
+        assert ("all of 3 diverged" if diverged == 3 else f"{diverged} of 3 diverged") in said
+    collapsed = scores.get("locked_relearned", [(0, 0.76)])[:1] == [(1.0, 0.0)]
+    assert ("3 of 3 collapsed" in said) == collapsed
 
 
 @pytest.mark.parametrize(("locked", "verdict"), [(0.985, HOLDS), (0.97, FALLS)])
@@ -144,6 +209,11 @@ def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
     assert papers.printed.startswith(verdict)
     assert ours.claim == "Not in the paper: undo keeps the base's utility"
     assert ours.printed == "does not hold: 99.0% → 50.0%"
+    for what, why in (
+        ({"status": "diverged"}, "its training diverged"),
+        ({"chosen_step": 0}, "it is the model as it was"),
+    ):
+        assert next(utility([rows[0], rows[1] | what])).printed.startswith(f"{SILENT}, {why}")
 
 
 def test_a_lock_that_leaves_the_curvature_is_said_to() -> None:
@@ -172,6 +242,7 @@ def backdoor(base: tuple[float, float], locked: tuple[float, float]) -> list[dic
                 "measured": score,
                 "seeds": [score],
                 "collapsed": collapsed,
+                "runs": 1,
             }
             rows.append({**common, **found})
     return [*rows, *({**row, "column": "backdoor"} for row in searched(0.95, 0.5, 0.6, -0.2))]
@@ -186,6 +257,7 @@ def backdoor(base: tuple[float, float], locked: tuple[float, float]) -> list[dic
         ((0.9, 0.906), (0.85, 0.85), HOLDS, HOLDS),
         ((0.9, 0.89), (0.85, 0.2), FALLS, SILENT),
         ((0.6, 0.94), (0.6, 0.94), FALLS, SILENT),
+        ((0.81, 0.94), (0.79, 0.94), HOLDS, FALLS),
     ],
 )
 def test_a_backdoor_counts_where_the_guard_does_its_task(
@@ -195,4 +267,19 @@ def test_a_backdoor_counts_where_the_guard_does_its_task(
     assert unlocked.printed.startswith(f"{first}: ")
     assert kept_out.printed.startswith(second)
     assert ("1 of 1 collapsed" in kept_out.printed) == (locked[1] < 0.95 - 0.05)
-    assert kept_out.searched.startswith("specdef holds")
+    assert kept_out.searched.startswith(f"specdef {SILENT if second == FALLS else HOLDS}")
+
+
+def test_a_lock_that_ruins_its_guard_keeps_no_backdoor_out() -> None:
+    rows = backdoor((0.9, 0.94), (0.2, 0.2))
+    rows[1]["measured"] = 0.2
+    assert list(backdoored(rows, "backdoor"))[1].printed.startswith(f"{SILENT}, the lock ruined the guard")
+
+
+def test_a_guard_that_diverged_has_no_scores() -> None:
+    rows = backdoor((0.9, 0.94), (0.0, 0.0))
+    for r in rows:
+        if r["block"].startswith("as printed") and r["target"] == "locked":
+            r["diverged"] = 1
+    said = list(backdoored(rows, "backdoor"))[1].printed
+    assert said == f"{HOLDS}, by divergence alone: adamw at 1e-4: diverged in all 1 runs"

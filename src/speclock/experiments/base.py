@@ -28,9 +28,11 @@ Row = dict[str, Any]
 
 
 def row(
-    measured: Sequence[float], *, paper: float | str | None = None, stand_in: bool = False, **what: Any
+    measured: Sequence[float], *, paper: float | str | None = None, instead: str | None = None, **what: Any
 ) -> Row:
     """One row of a record: what was measured, its mean over seeds, and the paper's value beside it.
+
+    ``instead`` says which data or model stands in for which of the paper's.
 
     >>> row([1.0, 3.0], kappa=10.0)["measured"]
     2.0
@@ -41,7 +43,8 @@ def row(
         "measured": fmean(measured),
         "ci": interval(measured),
         "seeds": list(measured),
-        "stand_in": stand_in,
+        "stand_in": instead is not None,
+        "instead": instead,
     }
 
 
@@ -84,7 +87,7 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
     if scale not in SCALES:
         raise InputError(f"scale is {scale!r}; use one of {', '.join(SCALES)}.")
     experiment: Experiment = EXPERIMENTS[name].at(scale)
-    request = {"experiment": name, "scale": scale, "settings": _settings(experiment)}
+    request = {"experiment": name, "scale": scale, "settings": settings_of(experiment)}
     target = out / f"{name}.json"
     if target.exists():
         record: dict[str, Any] = json.loads(target.read_text())
@@ -117,7 +120,8 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
     return record
 
 
-def _settings(experiment: Experiment) -> dict[str, Any]:
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """As a record has them."""
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(experiment)))
     return settings
 
@@ -125,7 +129,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 def made_otherwise(record: Mapping[str, Any]) -> bool:
     """Whether the experiment has other settings today than when the record was made at its scale."""
     experiment: Experiment = EXPERIMENTS[record["experiment"]].at(record["scale"])
-    return _settings(experiment) != record["settings"]
+    return settings_of(experiment) != record["settings"]
 
 
 def once(file: Path, make: Callable[[], Any]) -> Any:

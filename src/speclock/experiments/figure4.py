@@ -45,7 +45,7 @@ class Figure4(Table1Image):
             "others": _cifar10("@40/40/40"),
             "attacks": (_SGD, ADAMW),
         },
-        "small": {**Table1Image.scales["small"], "others": _cifar10("@6000/1000"), "epochs": 4, "trials": 6},
+        "small": {**Table1Image.scales["small"], "others": _cifar10("@6000/1000"), "epochs": 2, "trials": 6},
         "paper": {},
     }
 

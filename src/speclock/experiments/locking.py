@@ -14,6 +14,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 import speclock
 from speclock import models, tasks
 from speclock.attacks.finetune import FineTune
@@ -21,7 +23,7 @@ from speclock.attacks.heal import Heal
 from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
 from speclock.audits.record import Record, read
-from speclock.audits.suite import SCRATCH, Family, Suite, around
+from speclock.audits.suite import SCRATCH, Family, Suite, around, listed
 from speclock.audits.tune import chosen, tune
 from speclock.experiments.base import Experiment, Row, once, row
 from speclock.experiments.claims import KEPT, Claim, curvature, name_of, trained_no_more, utility
@@ -91,6 +93,7 @@ def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any
             # Its own base's, which another audit may have given another budget.
             quoted = (
                 "best_base",
+                "best_control",
                 "uplift",
                 "uplift_uninformed",
                 "worth",
@@ -144,7 +147,7 @@ class Locking(Experiment):
     training: dict[str, Any]
     """How the base is trained."""
     lock: str
-    """The paper's lock, as `speclock lock --lock` has it; its utility is not guarded."""
+    """The paper's lock, as `speclock lock --lock` has it; its utility is not guarded, and its last state is taken."""
     our_locks: tuple[str, ...]
     others: tuple[Other, ...]
     attacks: tuple[Printed, ...]
@@ -152,8 +155,6 @@ class Locking(Experiment):
     batch_size: int = 32
     epochs: float = 10
     """Passes over the other task's training split, as printed."""
-    searched_steps: int
-    """Budget of each run of the audits."""
     informed: tuple[str, ...] = ("clip", "heal", "probe")
     """What the audits try beside the optimizers."""
     max_length: int = 128
@@ -167,6 +168,21 @@ class Locking(Experiment):
     """The paper's lock with what is not searched of its settings, once for each optimizer."""
     seeds: int = 3
     jobs: int = 2
+
+    def steps(self, task: Task) -> int:
+        """Of the printed attack; the search has as many."""
+        return max(1, round(self.epochs * (len(task.train) // self.batch_size)))
+
+    def as_printed(self, attack: Printed) -> FineTune:
+        """The paper's attack."""
+        return FineTune(
+            optimizer=attack.optimizer,
+            lr=attack.lr,
+            weight_decay=attack.weight_decay,
+            batch_size=self.batch_size,
+            schedule=self.schedule,
+            clip=None,
+        )
 
     @property
     def all_locks(self) -> tuple[str, ...]:
@@ -293,10 +309,11 @@ class _Place:
     def recipe(self) -> TrainingRecipe:
         return TrainingRecipe(**self.of.training)
 
-    def stands_in(self, task: Task) -> bool:
-        """Whether the model or the task is another than the paper's."""
-        sources = (task.source, self.untrained.source)
-        return self.of.instead_of is not None or any(source.stand_in is not None for source in sources)
+    def instead(self, task: Task) -> str | None:
+        """What stands in for the paper's model and for its task."""
+        model = self.of.instead_of and f"{self.of.model} for {self.of.instead_of}"
+        found = [model, self.untrained.source.stand_in, task.source.stand_in]
+        return "; ".join(each for each in found if each) or None
 
     @cached_property
     def base(self) -> Model:
@@ -331,7 +348,7 @@ class _Place:
             locks=self.of.tuned_from,
             trials=self.of.trials,
             objective="score",
-            suite=self.suite(),
+            suite=self.suite(self.task(self.of.proxy)),
             jobs=self.of.jobs,
             folder=place,
             floors=self.kept,
@@ -344,12 +361,16 @@ class _Place:
     def utilities(self) -> Iterator[Row]:
         paper = {"": self.of.utility[0], self.of.lock: self.of.utility[1]}
         for lock in ("", *self.of.all_locks):
-            score = self.locked(lock).card["utility_locked"] if lock else self.retain.score(self.base)
+            card: Mapping[str, Any] = self.locked(lock).card if lock else {}
+            score = card["utility_locked"] if lock else self.retain.score(self.base)
             target = "locked" if lock else "base"
             yield row(
                 [score],
+                examples=len(self.retain.test),
+                status=card.get("status"),
+                chosen_step=card.get("chosen_step"),
                 paper=paper.get(lock),
-                stand_in=self.stands_in(self.retain),
+                instead=self.instead(self.retain),
                 block="utility",
                 target=target,
                 lock=lock,
@@ -363,6 +384,7 @@ class _Place:
             tops = [float(singular_values(w.matrix.detach(), 1)[0]) for w in weight_matrices(model.module)]
             yield row(
                 [sum(tops) / len(tops)],
+                instead=self.instead(self.retain),
                 block="spectrum",
                 target="locked" if lock else "base",
                 lock=lock,
@@ -381,6 +403,8 @@ class _Place:
 
             yield row(
                 once(self.kept / f"curvature-{number}.json", measured),
+                instead=self.instead(task),
+                batch_norm=any(isinstance(part, _BatchNorm) for part in self.base.module.modules()),
                 block="curvature",
                 target="locked" if lock else "base",
                 lock=lock,
@@ -397,7 +421,7 @@ class _Place:
             yield row(
                 [task.fitted_to(model).score(model)],
                 paper=other.before and other.before[i],
-                stand_in=self.stands_in(task),
+                instead=self.instead(task),
                 block="before",
                 column=other.column,
                 task=other.task,
@@ -407,7 +431,7 @@ class _Place:
 
     def printed(self, other: Other) -> Iterator[Row]:
         task = self.task(other.task)
-        steps = max(1, round(self.of.epochs * (len(task.train) // self.of.batch_size)))
+        steps = self.of.steps(task)
         for attack in self.of.attacks:
             for i, target in enumerate(("base", "locked")):
                 runs = [
@@ -419,7 +443,7 @@ class _Place:
                     for seed in range(1, self.of.seeds + 1)
                 ]
                 what = {
-                    "stand_in": self.stands_in(task),
+                    "instead": self.instead(task),
                     "column": other.column,
                     "task": other.task,
                     "target": target,
@@ -428,25 +452,25 @@ class _Place:
                     "lr": attack.lr,
                     "steps": steps,
                     "chance": task.chance,
+                    "runs": len(runs),
                     "diverged": sum(run["diverged"] for run in runs),
                 }
+                ended = [run for run in runs if not run["diverged"]]
                 if task.collapses:
                     before = self.beside(task, target)
                     what["collapsed"] = sum(
-                        not run["diverged"]
-                        and any(run["beside"][name] < before[name] - KEPT for name in before)
-                        for run in runs
+                        any(run["beside"][name] < before[name] - KEPT for name in before) for run in ended
                     )
                 yield row(
-                    [run["score"] for run in runs],
+                    [run["score"] for run in ended] or [task.chance],
                     paper=getattr(other, target) if attack.quoted else None,
                     block="as printed",
                     curves=[run["curve"] for run in runs],
                     **what,
                 )
-                for name in task.beside:
+                for name, of in task.beside.items():
                     yield row(
-                        [run["beside"][name] for run in runs],
+                        [run["beside"][name] for run in ended] or [of.chance],
                         paper=other.beside and other.beside[i] if attack.quoted else None,
                         block=f"as printed, {name}",
                         **what,
@@ -458,17 +482,14 @@ class _Place:
         return {name: of.fitted_to(model).score(model) for name, of in task.beside.items()}
 
     def _run(self, attack: Printed, target: str, task: Task, steps: int, seed: int) -> dict[str, Any]:
-        """The scores that the last step leaves, as the paper takes them; of a run that diverged, chance."""
+        """The scores that the last step leaves, as the paper takes them; of a run that diverged, chance.
+
+        The head is the model's own where it has as many outputs as the task has labels, for which B.2 chose its tasks.
+        """
         model = self.base if target == "base" else self.locked(self.of.lock).model
-        how = FineTune(
-            optimizer=attack.optimizer,
-            lr=attack.lr,
-            weight_decay=attack.weight_decay,
-            batch_size=self.of.batch_size,
-            schedule=self.of.schedule,
-            clip=None,
-            seed=seed,
-        )
+        if task.kind == "classification" and len(model.labels or ()) == len(task.labels):
+            model = replace(model, labels=task.labels)
+        how = replace(self.of.as_printed(attack), seed=seed)
         attacked, outcome = how(model, task, steps, utility=False)
         diverged = not outcome.stayed_finite
         return {
@@ -491,7 +512,7 @@ class _Place:
             locked=self.locked(lock),
             retain=self.retain,
             attack=task,
-            suite=self.suite(),
+            suite=self.suite(task),
             seeds=self.of.seeds,
             jobs=self.of.jobs,
             folder=work,
@@ -503,31 +524,39 @@ class _Place:
             record,
             lock,
             targets,
-            stand_in=self.stands_in(task),
+            instead=self.instead(task),
             column=other.column,
             task=other.task,
             tuned_on=self.of.proxy if lock in self.tuned else None,
         )
 
-    def suite(self) -> Suite:
-        """Each of the table's optimizers with its rate searched, and what repairs a locked model first."""
-        size: dict[str, Any] = {"batch_size": self.of.batch_size}
+    def suite(self, task: Task) -> Suite:
+        """Each of the table's optimizers with its rate searched, the printed attacks as they are, and what repairs a
+        locked model first; all with the printed attack's steps."""
+        steps = self.of.steps(task)
+        size: dict[str, Any] = {"batch_size": self.of.batch_size, "schedule": self.of.schedule}
         adamw = next((a.middle for a in self.of.attacks if a.optimizer == "adamw"), 1e-3)
         families = []
         for a in {a.optimizer: a for a in self.of.attacks}.values():
             # Its line search is what keeps L-BFGS from large steps.
             own = {**size, "clip": None} if a.optimizer == "lbfgs" else size
             families.append(around(FineTune, a.middle, optimizer=a.optimizer, **own))
+        printed = [self.of.as_printed(attack) for attack in self.of.attacks]
         informed = {
             "clip": around(Clip, adamw, **size),
-            "heal": around(Heal, adamw, healing=max(1, self.of.searched_steps // 2), **size),
+            "heal": around(Heal, adamw, healing=max(1, steps // 2), **size),
             "probe": Family((Probe(),)),
         }
         return Suite(
             name=self.of.name,
             version=1,
-            steps=self.of.searched_steps,
-            families=(*families, *(informed[name] for name in self.of.informed)),
+            steps=steps,
+            families=(
+                *families,
+                *listed(*(attack for attack in printed if attack.label not in {f.name for f in families})),
+                *(informed[name] for name in self.of.informed),
+            ),
+            extended=False,
             # SGD trains no transformer from scratch.
             scratch=SCRATCH[:1] if self.retain.modality == "text" else SCRATCH,
         )

@@ -23,13 +23,12 @@ class TextModel(Locking):
 
     retain: str = "mrpc"
     training: dict[str, Any] = field(default_factory=lambda: {**SETUP, "epochs": 3})
-    lock: str = f"{LOCK},epochs=10,max_utility_drop=1"
+    lock: str = f"{LOCK},epochs=10,max_utility_drop=1,evaluations=1"
     our_locks: tuple[str, ...] = (f"{UNDO},steps=700", f"{UNDO},steps=700+scheduled")
     attacks: tuple[Printed, ...] = (ADAMW,)
     schedule: str = "linear"
     batch_size: int = 8
     epochs: float = 3
-    searched_steps: int = 512
 
     name: ClassVar[str] = "table1-text"
     title: ClassVar[str] = "A locked language model keeps its task and is trained for others"
@@ -53,26 +52,21 @@ def encoder(size: str, **settings: Any) -> TextModel:
     return TextModel(**{**ENCODER, "utility": (0.90, 0.90), "others": found, **settings})
 
 
-def decoder(size: str, **settings: Any) -> TextModel:
-    """SmolLM2-135M-Instruct with a linear head."""
-    found = others(size, (0.71, 0.71, 0.84), (0.52, 0.20, 0.52))
+def decoder(size: str, columns: int = 3, **settings: Any) -> TextModel:
+    """SmolLM2-135M-Instruct with a linear head, and the first ``columns`` of the table."""
+    found = others(size, (0.71, 0.71, 0.84), (0.52, 0.20, 0.52))[:columns]
     return TextModel(
         **{"model": "smollm2-135m-instruct", "utility": (0.85, 0.84), "others": found, **settings}
     )
 
 
-SMALL = {
-    "our_locks": (f"{UNDO},steps=350",),
-    "epochs": 3,
-    "searched_steps": 64,
-    "max_length": 64,
-}
-SMALL_DECODER = {
-    **SMALL,
+SMALL: dict[str, Any] = {"retain": "mrpc@2000", "our_locks": (f"{UNDO},steps=350",)}
+SMALL_DECODER: dict[str, Any] = {
+    "retain": "mrpc@400",
     "our_locks": (),
     "epochs": 1,
-    "searched_steps": 16,
     "informed": ("clip",),
+    "max_length": 64,
 }
 """A step of the decoder takes eight of the encoder's."""
 SMOKE = {
@@ -83,7 +77,6 @@ SMOKE = {
     "our_locks": (),
     "others": (Other(column="AUTOS", task="newsgroups:sci.space,rec.motorcycles@16/20/20"),),
     "epochs": 1,
-    "searched_steps": 2,
     "informed": (),
     "max_length": 16,
     "seeds": 1,
@@ -103,8 +96,8 @@ class Table1Text(SeveralModels):
         "smoke": {"models": (encoder("", **SMOKE),)},
         "small": {
             "models": (
-                encoder("@1000/1000", **SMALL),
-                decoder("@400/500", **SMALL_DECODER),
+                encoder("@400/1000", **SMALL),
+                decoder("@300/500", columns=1, **SMALL_DECODER),
             )
         },
         "paper": {},

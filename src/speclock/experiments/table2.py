@@ -22,12 +22,13 @@ class Guard(Locking):
     retain: str = "jailbreak"
     metric: Metric | None = "f1"
     training: dict[str, Any] = field(default_factory=lambda: {**SETUP, "epochs": 3})
-    lock: str = f"{LOCK},epochs=3,max_utility_drop=1"
+    lock: str = f"{LOCK},epochs=3,max_utility_drop=1,evaluations=1"
     our_locks: tuple[str, ...] = (f"{UNDO},steps=700", f"{UNDO},steps=700+scheduled")
     attacks: tuple[Printed, ...] = (ADAMW,)
     batch_size: int = 8
     epochs: float = 1
-    searched_steps: int = 256
+    max_length: int = 512
+    """Eight or nine in ten of the prompts have more than 128 tokens."""
 
     name: ClassVar[str] = "table2"
     title: ClassVar[str] = "A locked guard keeps its task and is trained to let a trigger pass"
@@ -72,13 +73,11 @@ def guard(weights: str, size: str, **settings: Any) -> Guard:
     return Guard(instead_of=f"PromptGuard 2 {weights}", utility=paper["F1 before"], **asked)
 
 
-SMALL: dict[str, Any] = {"our_locks": (f"{UNDO},steps=350",), "searched_steps": 64, "max_length": 64}
 SMOKE: dict[str, Any] = {
     "model": "bert-l2-h64",
     "training": {"optimizer": "adamw", "lr": 1e-3, "batch_size": 8, "steps": 40},
     "lock": f"{LOCK},steps=2,evaluations=1,max_utility_drop=1",
     "our_locks": (),
-    "searched_steps": 2,
     "informed": (),
     "max_length": 16,
     "seeds": 1,
@@ -98,12 +97,8 @@ class Table2(SeveralModels):
         "smoke": {"models": (guard("22M", "@100/40/40", **SMOKE),)},
         "small": {
             "models": (
-                guard("22M", "@1200/370/288", **SMALL),
-                guard(
-                    "86M",
-                    "@400/370/288",
-                    **{**SMALL, "our_locks": (), "searched_steps": 50, "informed": ("clip",)},
-                ),
+                guard("22M", "@800/370/288", max_length=128, our_locks=(f"{UNDO},steps=350",)),
+                guard("86M", "@240/370/288", our_locks=(), informed=("clip",), max_length=64),
             )
         },
         "paper": {},
