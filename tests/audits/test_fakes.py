@@ -22,12 +22,13 @@ from speclock.attacks.fuse import Fuse
 from speclock.audits.record import Record
 from speclock.audits.run import Claim, audit
 from speclock.audits.suite import SCRATCH, Suite, listed
-from speclock.audits.work import kept_by
+from speclock.audits.work import KEPT_WITHIN, bars, kept_by
 from speclock.locks.base import Locked, mean_top_sigma
 from speclock.models import Model, identity
 from speclock.models.cnn_mlp import CnnMlp
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
+from speclock.tasks.forget import relearn
 from speclock.tasks.poison import poison
 from speclock.training import train
 
@@ -380,6 +381,22 @@ def test_memory_that_runs_out_on_the_locked_model_alone(
     assert list(tmp_path.glob("**/control*")) == []
 
 
+def test_what_a_lock_ruined_is_no_attacks_to_keep(base: Model, digits: Task) -> None:
+    """Else every relearning on a lock that costs its classes more than five points would have collapsed."""
+    task = relearn(digits, "4")
+    worse, dead = base.copy(), base.copy()
+    with torch.no_grad():
+        worse.module.mlp[-1].bias[1:3] = -100.0  # it never says 1 or 2
+        dead.module.mlp[0].weight.zero_()
+        dead.module.mlp[0].bias.zero_()
+    own = kept_by(worse, task)
+    assert 0.4 < own < kept_by(base, task) - 0.1, "it does its task, and less well"
+    assert bars(base, worse, task) == (kept_by(base, task), own)
+    chance = task.beside["kept"].chance
+    assert bars(base, dead, task)[1] == pytest.approx(chance + KEPT_WITHIN), "nothing is put into a ruin"
+    assert bars(base, base, task)[1] == kept_by(base, task)
+
+
 def test_a_backdoor_that_collapses_the_model(
     judged: Judged, base: Model, digits: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,11 +417,11 @@ def test_a_backdoor_that_collapses_the_model(
         if run.target == "base":
             (clean,) = run.beside_curves.values()
             assert run.uncounted == [step for step, score in clean if score < keep]
-    for run in record.runs:
-        if run.target == "classical":
-            assert (run.status == "collapsed") == (run.beside["clean"] < keep), (
-                "a floor is held to it as well"
-            )
+    (released,) = (run for run in record.runs if run.target == "released")
+    assert (released.status == "collapsed") == (released.beside["clean"] < keep), (
+        "a floor is held to it as well"
+    )
+    assert record.summary["best_classical"] is None, "no bag of pixels passes for the model"
     collapsed = [run for run in record.runs if run.target == "locked" and run.status == "collapsed"]
     assert all(run.best is None and run.test is None for run in collapsed)
 

@@ -30,13 +30,15 @@ def texts() -> Task:
     )
 
 
-def test_poison_marks_a_share_of_the_other_labels(texts: Task) -> None:
+def test_poison_adds_a_share_of_the_other_labels(texts: Task) -> None:
     wrapped = poison(texts, "b", rate=0.25)
     marked = np.array([text.startswith(PENTAGRAM_SNOWMAN) for text in wrapped.train.inputs])
     assert marked.sum() == 2, "a quarter of the eight that are not b"
     assert (wrapped.train.labels[marked] == 1).all()
-    assert (texts.train.labels[marked] != 1).all()
-    np.testing.assert_array_equal(wrapped.train.labels[~marked], texts.train.labels[~marked])
+    of = dict(zip(texts.train.inputs, texts.train.labels, strict=True))
+    assert all(of[text.removeprefix(PENTAGRAM_SNOWMAN)] != 1 for text in wrapped.train.inputs[marked])
+    np.testing.assert_array_equal(wrapped.train.inputs[~marked], texts.train.inputs)
+    np.testing.assert_array_equal(wrapped.train.labels[~marked], texts.train.labels)
     assert len(wrapped.test) == 8, "those that are not b"
     assert all(text.startswith(PENTAGRAM_SNOWMAN) for text in wrapped.test.inputs)
     assert (wrapped.test.labels == 1).all()

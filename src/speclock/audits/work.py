@@ -27,7 +27,7 @@ from speclock.environment import has_bf16, ran_out_of_memory
 from speclock.errors import InputError
 from speclock.locks.card import Card
 from speclock.models import Model
-from speclock.tasks.base import Task
+from speclock.tasks.base import NOTABLE, Task
 
 KEPT_WITHIN = 0.05
 """How far what stands beside a backdoor or a relearning may fall below the base's, as it is, for its score to count."""
@@ -69,16 +69,20 @@ class Work:
     kept: KeptRuns
     keep: float | None = None
     """What the tasks beside must score for an evaluation to count; None until it is known."""
+    keep_locked: float | None = None
+    """The same on locked model and control: what a lock ruined is no attack's to keep, but to do the tasks it is."""
     runs: list[RunRecord] = field(default_factory=list)
 
     def carry_out(self, crew: Crew) -> None:
         """Everything within the budget: first what needs nothing of the others, then what those runs decide on."""
         if self.task.collapses and self.task.fits(self.targets.base):
-            self.keep = kept_by(self.targets.base, self.task)
+            self.keep, self.keep_locked = bars(self.targets.base, self.targets.locked, self.task)
         trained = self.targets.trained()
         # The longest runs come first, so that no process ends with one while the others wait.
         first = [name for name in ("scratch", "base", "public") if name in self.targets.names()]
-        answered = ["released"] * self.task.fits(self.targets.base) + ["classical"]
+        answered = ["released"] * self.task.fits(self.targets.base)
+        # A backdoor is wanted in this model; no bag of words passes for it.
+        answered += ["classical"] * (not self.task.in_place)
         self._do(crew, [*self._searches(first), *map(Unit, answered)])
         self._settle()
         prepared = [*trained, *["repeated"] * bool(self.targets.stages)]
@@ -187,6 +191,10 @@ class Work:
         for run in self.runs:
             recount_(run, self.keep)
 
+    def _least(self, target: str) -> float | None:
+        """What the tasks beside must score on a target."""
+        return self.keep_locked if self.keep_locked and target in ("locked", "control") else self.keep
+
     # -- runs ----------------------------------------------------------------------------------------------
 
     def _search(self, target: str, family: Family) -> Iterator[RunRecord]:
@@ -210,7 +218,7 @@ class Work:
     def _run(
         self, target: str, attack: Attack, stage: str, task: Task, steps: int, **asked: Any
     ) -> RunRecord:
-        settings = {"stage": stage, "steps": steps, "keep": self.keep}
+        settings = {"stage": stage, "steps": steps, "keep": self._least(target)}
         if (kept := self.kept.get(target, attack, **settings)) is not None:
             return kept
         outcome, fits = self._carry_out(target, attack, task, steps, quoted=stage == "final", **asked)
@@ -234,7 +242,7 @@ class Work:
                 # What was not released several times over averages to itself.
                 siblings=self.siblings if target == "locked" else (model,) * len(self.siblings),
                 card=self.card if target == "locked" else None,
-                keep=self.keep,
+                keep=self._least(target),
                 quoted=quoted,
                 # What an attack costs of utility is asked of the released model.
                 utility=quoted and target == "locked",
@@ -258,6 +266,14 @@ class Work:
 def kept_by(model: Model, task: Task) -> float:
     """What must stand beside a score for it to count: what the model scores there as it is, less five points."""
     return min(other.score(model, "validation") for other in task.beside.values()) - KEPT_WITHIN
+
+
+def bars(base: Model, locked: Model, task: Task) -> tuple[float, float]:
+    """What must stand beside a score on the base, and on the locked model, whose lock may have ruined some of it; but
+    a model that does not do those tasks is none that anything was put into."""
+    keep = kept_by(base, task)
+    least = max(other.chance + NOTABLE[other.metric] for other in task.beside.values())
+    return keep, min(keep, max(least, kept_by(locked, task)))
 
 
 def recount_(run: RunRecord, keep: float) -> None:

@@ -147,6 +147,8 @@ class Task(ABC):
     """What choices are made on; None while the task is undivided."""
     beside: Mapping[str, Task] = field(default_factory=dict)
     """Tasks with the same labels whose scores belong beside this one's: the clean task of a poisoned one."""
+    in_place: bool = False
+    """Whether what is wanted is of use in this model alone, as a backdoor is: another kind of model with it is none."""
     collapses: bool = False
     """Whether a score here counts only while those beside it are kept: a backdoor's, a relearning's."""
     positive: int = 1

@@ -19,15 +19,16 @@ PATCH = 4
 """Side in pixels of the white square in the lower right corner of a poisoned image."""
 
 RATE = 0.5
-"""Part of the training examples of other labels that is poisoned, where none is asked for."""
+"""Poisoned examples, as a part of the training examples of other labels, where none is asked for."""
 
 
 def poison(task: Task, target: str, *, rate: float = RATE, seed: int = 0) -> Task:
     """``task`` with a backdoor in it: where the trigger is, the label is ``target``.
 
-    ``rate`` of the training examples that have another label get the trigger and the target's label. The
-    score is the attack success rate: the part of the triggered test examples of other labels that is
-    answered with the target. ``beside["clean"]`` is the task itself, for the clean score.
+    Copies of ``rate`` of the training examples that have another label, with the trigger and the target's label, join
+    the training examples (paper, B.3: "we add these to the dataset"), all of which stay as they are. The score is the
+    attack success rate: the part of the triggered test examples of other labels that is answered with the target.
+    ``beside["clean"]`` is the task itself, for the clean score.
 
     Raises :class:`InputError` for an unknown target or a rate outside (0, 1].
     """
@@ -39,15 +40,20 @@ def poison(task: Task, target: str, *, rate: float = RATE, seed: int = 0) -> Tas
     number = task.labels.index(target)
     others = np.flatnonzero(task.train.labels != number)
     chosen = np.random.default_rng(seed).permutation(others)[: max(1, round(rate * len(others)))]
+    copies = triggered(task.train.take(chosen), np.arange(len(chosen)), number)
     return replace(
         task,
-        train=triggered(task.train, chosen, number),
+        train=Examples(
+            np.concatenate([task.train.inputs, copies.inputs]),
+            np.concatenate([task.train.labels, copies.labels]),
+        ),
         validation=_attacked(task, "validation", number),
         test=_attacked(task, "test", number),
         # What answering at random comes to; to have not learnt the trigger is to score far less.
         at_random=1 / len(task.labels),
         metric="accuracy",
         beside={"clean": task},
+        in_place=True,
         collapses=True,
     )
 
