@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import optuna
@@ -13,6 +15,7 @@ from speclock.audits.suite import SCRATCH, Suite, around
 from speclock.audits.tune import Frontier, Trial, chosen, frontier, tune
 from speclock.errors import InputError
 from speclock.locks import LOCKS
+from speclock.locks.card import read_card
 from speclock.locks.composition import lock_named
 from speclock.models import Model
 from speclock.report import write_frontier
@@ -64,14 +67,43 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
     audited = [trial for trial in again if trial.status == "audited"]
     assert len(again) == len(whole) == 3
     assert len(audits) == len(audited) + 1, "what was killed is audited again, and nothing else"
-    assert [trial.lock for trial in again][:2] == [trial.lock for trial in whole][:2]
+    assert [trial.lock for trial in again] == [trial.lock for trial in whole], (
+        "killed or not, the draws are the same"
+    )
     for trial in again:
         lock_named(trial.lock)
         assert trial.drop <= 0.2 + 1e-9
         assert (trial.status == "pruned") == (trial.uplift == 1.0 and trial.strongest_attack is None)
         assert 0 <= trial.score <= 1
     best = chosen(again, 0.2, "score")
-    assert best is None or best.score == min(trial.score for trial in audited)
+    assert best is not None
+    assert best.score == min(trial.score for trial in audited)
+    card = read_card(tmp_path / "b" / "locked")
+    assert card is not None
+    place = f"trial-{hashlib.sha256(best.lock.encode()).hexdigest()[:16]}"
+    record = json.loads((tmp_path / "b" / place / "audit.json").read_text())
+    assert card["fingerprint"] == record["locked"]["fingerprint"], "the chosen lock is kept as it was audited"
+
+
+def test_a_lock_that_does_not_fit_ends_no_search(
+    two_layers: Model, digits: Task, silhouettes: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retain, proxy = (
+        digits.divided().limit(train=100, validation=60, test=60),
+        silhouettes.divided().limit(40, 60, 60),
+    )
+    monkeypatch.setattr("speclock.audits.work.SCRATCH_BUDGET", 1)
+    asked = {"max_utility_drop": 0.2, "suite": SUITE, "objective": "score"}
+    (tmp_path / "some").mkdir()
+    locks = ("compensated", "rescale")  # of two layers without heads the first fits none
+    tried = tune(two_layers, retain, proxy, folder=tmp_path / "some", locks=locks, trials=4, **asked)  # type: ignore[arg-type]
+    failed = [trial for trial in tried if trial.lock.startswith("compensated")]
+    assert failed
+    assert {trial.status for trial in failed} == {"failed"}
+    assert {trial.status for trial in tried if trial not in failed} <= {"audited", "pruned"}
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="none of the locks fits"):
+        tune(two_layers, retain, proxy, folder=tmp_path / "none", locks=locks[:1], trials=1, **asked)  # type: ignore[arg-type]
 
 
 def test_what_a_lock_is_given_is_not_drawn() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
+from speclock import models
 from speclock.audits.metrics import left_by_validation
 from speclock.audits.run import audit
 from speclock.audits.suite import Suite
@@ -37,7 +40,8 @@ class Trial:
     lock: str
     """As `--lock` takes it."""
     status: str
-    """audited; or pruned: it kept no stronger state than the base, so there was nothing to audit."""
+    """audited; pruned: it kept no stronger state than the base, so there was nothing to audit; or failed: the lock does
+    not fit the model."""
     drop: float
     """Utility lost on the validation split."""
     uplift: float
@@ -51,6 +55,8 @@ class Trial:
     """Of locking."""
     score: float = 1.0
     """The attacker's pick on the locked model, on validation; 1 where nothing was locked."""
+    reason: str | None = None
+    """Why a lock failed."""
 
 
 Objective = Literal["uplift", "score"]
@@ -102,9 +108,11 @@ def tune(
     by a tree-structured Parzen estimator over both ends, drop and ``objective`` [optuna; Bergstra et al. 2011]. A lock
     whose guard kept nothing is not audited. With the same ``folder`` a killed search goes on. Drop and
     ``objective`` are those on the validation splits, by which things are chosen. The ``proxy`` is an
-    attack task that nobody will quote: what is tuned on a task says little of it.
+    attack task that nobody will quote: what is tuned on a task says little of it. The chosen lock stays in ``folder``
+    as ``locked``, since one with noise of its own is not made twice.
 
-    Raises :class:`InputError` for a lock that there is not, and where optuna is not installed.
+    Raises :class:`InputError` for a lock that there is not, where none of them fits the model, and where optuna is not
+    installed.
     """
     try:
         import optuna
@@ -122,24 +130,30 @@ def tune(
         study_name="locks",
         directions=["minimize", "minimize"],
         storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8),
         load_if_exists=True,
     )
-    _take_up_killed(study)
-    done = [trial for trial in study.trials if trial.state.is_finished() and "trial" in trial.user_attrs]
+    _take_up_killed(study, objective)
+    done = _concluded(study)
     with tqdm(total=trials, initial=len(done), desc="tune", unit="lock", disable=None) as bar:
-        for _ in range(trials - len(done)):
+        while len(done) < trials:
+            # Of its own for each trial: a search that goes on would else draw its first ones again.
+            study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(done), n_startup_trials=8)
             asked = study.ask()
             spec = _drawn(asked, locks)
             how = {"suite": suite, "steps": steps, "jobs": jobs, "floors": floors or folder}
-            found = _tried(
+            found, locked = _tried(
                 asked.number, spec, base, retain, proxy, max_utility_drop, objective, folder, **how
             )
+            if locked is not None and chosen([*done, found], max_utility_drop, objective) is found:
+                _keep(locked, folder / "locked")
             asked.set_user_attr("trial", dataclasses.asdict(found))
             study.tell(asked, (found.drop, getattr(found, objective)))
+            done = _concluded(study)
             bar.set_postfix_str(f"drop {found.drop:.1%}, uplift {found.uplift:.2f}")
             bar.update()
-    return [Trial(**t.user_attrs["trial"]) for t in study.trials if "trial" in t.user_attrs]
+    if all(trial.status == "failed" for trial in done):
+        raise InputError(f"none of the locks fits: {done[0].reason}")
+    return done
 
 
 def frontier(trials: Sequence[Trial]) -> list[int]:
@@ -191,20 +205,25 @@ def _tried(
     objective: Objective,
     folder: Path,
     **asked: Any,
-) -> Trial:
-    """Lock and audit; what a killed process had of it is taken up."""
+) -> tuple[Trial, Locked | None]:
+    """Lock and audit; what a killed process had of it is taken up. With the lock itself where it was audited."""
     place = folder / f"trial-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
     place.mkdir(exist_ok=True)
     lock = lock_named(spec, {"max_utility_drop": max_utility_drop})
     kept = place / "lock"
     kept.mkdir(exist_ok=True)
-    locked = lock(base, retain, folder=kept)
+    try:
+        locked = lock(base, retain, folder=kept)
+    except InputError as error:
+        # A lock of pairs of layers where there are none, for one: the others may fit.
+        why = str(error)
+        return Trial(number=number, lock=spec, status="failed", drop=0.0, uplift=1.0, reason=why), None
     parts = locked.card.get("parts", [locked.card])
     at = {step: utility for step, utility, _ in parts[-1]["curve"]}
     drop = max(0.0, parts[0]["curve"][0][1] - at[parts[-1]["chosen_step"]])
     told = {"number": number, "lock": spec, "drop": drop, "seconds": locked.card["seconds"]}
     if all(part["chosen_step"] == 0 for part in parts):
-        return Trial(**told, status="pruned", uplift=1.0)
+        return Trial(**told, status="pruned", uplift=1.0), None
     record = audit(
         base=base,
         locked=Locked(locked.model, locked.card),
@@ -222,7 +241,7 @@ def _tried(
             f"({record.summary['floor']:.1%}). Choose a proxy, or a number of examples, at which the base is worth "
             f"something."
         )
-    return Trial(
+    trial = Trial(
         **told,
         status="audited",
         # Where no run on the locked model has a score, nobody knows what it withstood.
@@ -232,12 +251,33 @@ def _tried(
         worth=left.worth,
         score=1.0 if left.score is None else left.score,
     )
+    return trial, locked
 
 
-def _take_up_killed(study: optuna.Study) -> None:
-    """Ask again for what a killed process was at."""
+def _take_up_killed(study: optuna.Study, objective: Objective) -> None:
+    """Ask again for what a killed process was at; what it had only not told any more is told."""
     import optuna
 
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        if "trial" in trial.user_attrs:
+            found = Trial(**trial.user_attrs["trial"])
+            study.tell(trial.number, (found.drop, getattr(found, objective)))
+            continue
         study.enqueue_trial(trial.params)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _concluded(study: optuna.Study) -> list[Trial]:
+    import optuna
+
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return [Trial(**trial.user_attrs["trial"]) for trial in complete]
+
+
+def _keep(locked: Locked, folder: Path) -> None:
+    """Leave the lock in ``folder``, in place of one before it."""
+    fresh = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    models.save(locked.model, fresh, extra={"speclock.json": json.dumps(locked.card)})
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from speclock.locks import LOCKS
 @click.option(
     "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes that share an audit."
 )
-@click.option("--out", required=True, type=OUT, help="Folder for tune.json and frontier.svg.")
+@click.option("--out", required=True, type=OUT, help="Folder for tune.json, frontier.svg and the lock.")
 @reading_options
 @model_options
 @click.option("--resume", is_flag=True, help="Go on with a killed search.")
@@ -69,6 +70,7 @@ def command(
     """
     from speclock import models, tasks
     from speclock.audits.tune import Frontier, chosen, frontier, tune
+    from speclock.errors import InputError
     from speclock.report import write_frontier
     from speclock.sources.cache import cache_dir
     from speclock.workspace import Workspace, new_folder, write_text
@@ -90,6 +92,10 @@ def command(
     }
     work = Workspace(out, request, record="tune.json", resume=resume)
     found = work.finished
+    if found is not None and len(found["trials"]) < options["trials"]:
+        raise InputError(
+            f"{out / 'tune.json'} is of {len(found['trials'])} trials and ended. Choose another --out for more."
+        )
     if found is None:
         with work:
             base = load_model(model, device, labels, kind=retain.kind)
@@ -120,6 +126,8 @@ def command(
             with new_folder(out) as folder:
                 write_text(folder / "tune.json", json.dumps(found, indent=1, allow_nan=False))
                 write_frontier(result, folder / "frontier.svg")
+                if best is not None:
+                    shutil.copytree(work.folder / "locked", folder / "locked")
     work.close()
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -130,6 +138,8 @@ def command(
     click.echo(
         found["command"] or "No lock kept its utility within what is allowed: allow more --max-utility-drop."
     )
+    if found["command"]:
+        click.echo(f"{out / 'locked'} is that lock as it was audited; made again, its noise is another.")
     click.echo(f"{out / 'frontier.svg'}")
 
 
