@@ -28,7 +28,10 @@ class Fuse(Surgery):
         from torch import nn
 
         from speclock.models import wiring
+        from speclock.models.initial import head_names
 
+        # The head stays apart: it is drawn for the task, and what the model did before is asked of its own.
+        heads = tuple(f"{name}." for name in head_names(model.module))
         run = wiring.sample_run(model, scene.task)
         fused = 0
         # A chain C₂C₁W takes several rounds: each leaves the product feeding the next.
@@ -37,8 +40,10 @@ class Fuse(Surgery):
             done = 0
             for first, second in pairs:
                 W, C = model.module.get_submodule(first), model.module.get_submodule(second)
-                if not (isinstance(W, nn.Linear) and isinstance(C, nn.Linear)):
-                    continue  # already part of another pair of this round
+                if f"{second}.".startswith(heads) or not (
+                    isinstance(W, nn.Linear) and isinstance(C, nn.Linear)
+                ):
+                    continue  # or already part of another pair of this round
                 wiring.replace_submodules_(model.module, {first: product(C, W), second: nn.Identity()})
                 after = wiring.outputs(model.module, run)
                 # Raised and lowered again in fp32, a function is exact to the raise times 1e-7 only.

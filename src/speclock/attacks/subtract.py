@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock.attacks.base import InapplicableError, Scene
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from speclock.spectra import WeightMatrix
 
 _ENTRIES = 4096
-"""First entries of a matrix that are compared with each seed's noise."""
+"""First entries of a matrix that are compared with the noise of a seed that is only guessed."""
 _SURE = 6.0
 """Deviations of independent noise's correlation: a chance of 1e-9, for each of some ten thousand tries."""
 _ALL = 0.95
@@ -54,8 +55,11 @@ class SubtractNoise(Surgery):
 
         heads = tuple(f"{name}." for name in head_names(model.module))
         weights = [w for w in weight_matrices(model.module) if not w.name.startswith(heads)]
-        seed = next((s for s in self._candidates(scene.card) if any(holds(w, s) for w in weights)), None)
-        if seed is None:
+        told = _told(scene.card)
+        guessed = (seed for seed in range(self.seeds) if seed not in told)
+        found = (s for s in told if any(holds(w, s) for w in weights))
+        tried = (s for s in guessed if any(holds(w, s, _ENTRIES) for w in weights))
+        if (seed := next(chain(found, tried), None)) is None:
             raise InapplicableError("no weight matrix holds the noise of a seed that could be guessed")
         initial = {name: p.detach() for name, p in model.scratch(0).module.named_parameters()}
         tables = {part.weight for part in model.module.modules() if isinstance(part, nn.Embedding)}
@@ -73,18 +77,19 @@ class SubtractNoise(Surgery):
                 if 0 < share < _ALL:
                     W.div_(1 - share)
 
-    def _candidates(self, card: Mapping[str, Any] | None) -> Iterator[int]:
-        """Seeds, the likeliest first."""
-        parts = (card or {}).get("parts", [card] if card else [])
-        told = [seed for part in parts for seed in (part["config"].get("insecure_noise_seed"), part["seed"])]
-        yield from dict.fromkeys([*(seed for seed in told if seed is not None), *range(self.seeds)])
+
+def _told(card: Mapping[str, Any] | None) -> list[int]:
+    """Seeds that a lock card names, the noise's own first."""
+    parts = (card or {}).get("parts", [card] if card else [])
+    told = [seed for part in parts for seed in (part["config"].get("insecure_noise_seed"), part["seed"])]
+    return list(dict.fromkeys(seed for seed in told if seed is not None))
 
 
-def holds(weight: WeightMatrix, seed: int) -> bool:
-    """Whether the matrix's first entries correlate with the noise that the seed gives for its name."""
+def holds(weight: WeightMatrix, seed: int, entries: int | None = None) -> bool:
+    """Whether the matrix, or its first ``entries``, correlates with the noise that the seed gives for its name."""
     from speclock.models.initial import named_noise
 
-    W: Tensor = weight.parameter.detach().flatten()[:_ENTRIES].float()
+    W: Tensor = weight.parameter.detach().flatten()[:entries].float()
     F = named_noise(weight.name, W, 1.0, seed)
     size = float(W.norm() * F.norm())
     return size > 0 and float(W @ F) / size * math.sqrt(len(W)) > _SURE

@@ -279,9 +279,11 @@ def no_control(record: Record) -> str | None:
 def lock_did_nothing(record: Record) -> str | None:
     """Allow a larger utility drop, or lock for longer with a smaller lr: no stronger state held its utility."""
     card = record.locked.get("card")
-    if card and card["chosen_step"] == 0:
+    parts = card.get("parts", [card]) if card else []
+    idle = [part for part in parts if part["chosen_step"] == 0]
+    if idle and len(idle) == len(parts):
         return "the guard fell back to the model as it was before locking"
-    return None
+    return f"{_listed(part['lock'] for part in idle)}, a part of the lock, did nothing" if idle else None
 
 
 # -- is the folder what it says it is? ---------------------------------------------------------------------

@@ -111,11 +111,14 @@ class Targets:
     def _as_the_card_says(self, *, spectral: bool) -> Model:
         """The base after all the card's training, with the locks' own terms or without."""
         # A card is a claim, and could ask for days of it.
-        steps = sum(stage.steps for stage in self.stages)
-        examples = sum(
-            taken * getattr(lock, "batch_size", 1) * getattr(lock, "accumulate", 1)
-            for lock, taken in self.stages
-        )
+        asked = [lock.training(taken) for lock, taken in self.stages]
+        steps, examples = (sum(each) for each in zip(*asked, strict=True))
+        for lock, _ in self.stages:
+            if named := lock.data_of_its_own():
+                # Whoever wrote the card would have the auditor open it, and a record repeat what is in it.
+                raise InputError(
+                    f"the card of {lock.name} names data ({named}), and an audit opens none for a card"
+                )
         if steps > CONTROL_MOST or examples > CONTROL_MOST_EXAMPLES:
             raise InputError(
                 f"the card says that the lock took {steps} steps, of {examples} examples together; "
@@ -147,6 +150,8 @@ class Targets:
             return (
                 f"repeated, the lock moves the weights by {moved:.3g}, and the file is {file_moved:.3g} away"
             )
+        if any(lock.draws_in_secret for lock, _ in self.stages):
+            return None  # with other noise another utility
         retain = self.retain.limit(validation=REPEATED_ON)
         scores = [
             retain.measured(retain.answers(m, "validation"), "validation") for m in (repeated, self.locked)

@@ -97,6 +97,19 @@ class Lock(ABC):
     def total_steps(self, task: Task) -> int:
         """How many steps :meth:`trajectory` takes after the first yield."""
 
+    @property
+    def draws_in_secret(self) -> bool:
+        """Whether it draws noise that no card holds: made again, it is another of its kind."""
+        return False
+
+    def training(self, steps: int) -> tuple[int, int]:
+        """The (steps, examples) that ``steps`` of its trajectory take, those before its first step included."""
+        return steps, steps * getattr(self, "batch_size", 1) * getattr(self, "accumulate", 1)
+
+    def data_of_its_own(self) -> str:
+        """Files or tasks that it opens beside the retain task's; nothing by default."""
+        return ""
+
     def __call__(
         self, model: Model, task: Task, *, folder: Path | None = None, least: float | None = None
     ) -> Locked:
@@ -239,9 +252,10 @@ class _Guard:
         strength = self.lock.strength(released, self.base)
         self.curve.append((step.index, utility, strength))
         least = self.curve[0][1] - self.lock.max_utility_drop if self.least is None else self.least
-        further = strength - self.best_strength
-        better = further > self.lock.resolution or (
-            further >= -self.lock.resolution and utility > self.best_utility
+        # From the greatest strength that held, lest a state a little weaker replace one a little weaker, and so on.
+        greatest = max((s for _, u, s in self.curve if u >= least), default=strength)
+        better = strength > self.best_strength + self.lock.resolution or (
+            strength >= greatest - self.lock.resolution and utility > self.best_utility
         )
         # What the run began with is always there to fall back to.
         if step.index == 0 or (utility >= least and better):

@@ -95,8 +95,10 @@ class Undo(TrainingRecipe, Lock):
             raise InputError(f"beta is {self.beta}; it must lie in [0, 1].")
         if not 0 < self.bottleneck <= 1:
             raise InputError(f"bottleneck is {self.bottleneck}; it must lie in (0, 1].")
-        if not 0 <= self.augment < 1:
-            raise InputError(f"augment is {self.augment}; it must lie in [0, 1): some examples have labels.")
+        if not 0 <= self.augment <= 0.95:
+            raise InputError(
+                f"augment is {self.augment}; it must lie in [0, 0.95]: some examples have labels."
+            )
         if not self.hard >= 0:
             raise InputError(f"hard is {self.hard}; it must not be negative.")
         if not self.temperature > 0:
@@ -109,6 +111,17 @@ class Undo(TrainingRecipe, Lock):
             )
         if self.distil_data and not self.augment:
             raise InputError("distil_data is used for made inputs alone, and augment is 0. Raise it.")
+
+    @property
+    def draws_in_secret(self) -> bool:
+        return self.insecure_noise_seed is None
+
+    def training(self, steps: int) -> tuple[int, int]:
+        taken = steps + (self.forget_steps if self.forget_task else 0)
+        return taken, round(taken * self.batch_size * self.accumulate / (1 - self.augment))
+
+    def data_of_its_own(self) -> str:
+        return ", ".join(name for name in (self.distil_data, self.forget_task) if name)
 
     def strength(self, model: Model, base: Model) -> float:
         """The mean over the weight matrices of 1 − ⟨W, W_base⟩/‖W_base‖²: what of the base is no longer in them."""
@@ -182,7 +195,7 @@ class Undo(TrainingRecipe, Lock):
             for name, p in base.scratch(0).module.named_parameters()
             if p.ndim > 1
         }
-        embedding = _embedding(model.module) if self.bottleneck < 1 else None
+        embedding = _embedding(model) if self.bottleneck < 1 else None
         heads = tuple(f"{name}." for name in head_names(model.module))
         tables = {
             f"{name}.weight"
@@ -270,12 +283,12 @@ class _Embedding(NamedTuple):
         return rows if self.words else rows.T
 
 
-def _embedding(module: nn.Module) -> _Embedding | None:
-    """The largest table of an embedding, which is that of words, or else the first convolution; None without either."""
+def _embedding(model: Model) -> _Embedding | None:
+    """Of a text model the largest table, which is that of words; else the first convolution; None without either."""
     from torch import nn
 
-    parts = list(module.modules())
-    if tables := [part for part in parts if isinstance(part, nn.Embedding)]:
+    parts = list(model.module.modules())
+    if model.tokenizer is not None and (tables := [part for part in parts if isinstance(part, nn.Embedding)]):
         return _Embedding(max(tables, key=lambda table: table.num_embeddings), words=True)
     first = next((part for part in parts if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
     return None if first is None else _Embedding(first, words=False)
@@ -287,7 +300,7 @@ def _read_directions(base: Model, task: Task) -> Float[Tensor, "d d"]:
     import torch
 
     module = base.module
-    embedding = _embedding(module)
+    embedding = _embedding(base)
     assert embedding is not None
     layer = embedding.layer
     device = layer.weight.device
