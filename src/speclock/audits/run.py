@@ -36,7 +36,7 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
-_RULES = 5
+RULES = 6
 """How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
 
 CURVE_EXAMPLES = 256
@@ -281,7 +281,7 @@ def _bound(targets: Targets, attack: Task, retain: Task, card: Card | None) -> d
     """What a run on each target depends on beside its attack and budget: kept runs are found by it alone."""
     base, locked = identity(targets.base), identity(targets.locked)
     common = [
-        _RULES,
+        RULES,
         attack.digest(),
         environment()["torch"],
         str(targets.base.device),

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from speclock.audits.run import RULES
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
@@ -98,7 +99,9 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
             )
         return record
     out.mkdir(parents=True, exist_ok=True)
-    with Workspace(out / name, request, record=target.name, resume=resume) as work:
+    # One row is not made of halves that other rules made.
+    made_by = {**request, "rules": RULES, "torch": environment()["torch"]}
+    with Workspace(out / name, made_by, record=target.name, resume=resume) as work:
         with Meter() as meter:
             rows = experiment.rows(work.folder)
         record = {
