@@ -100,6 +100,7 @@ def test_a_lock_that_does_not_fit_ends_no_search(
     failed = [trial for trial in tried if trial.lock.startswith("compensated")]
     assert failed
     assert {trial.status for trial in failed} == {"failed"}
+    assert not {trial.number for trial in failed} & set(frontier(tried))
     assert {trial.status for trial in tried if trial not in failed} <= {"audited", "pruned"}
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="none of the locks fits"):

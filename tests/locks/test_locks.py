@@ -242,3 +242,15 @@ def test_the_public_verb_takes_a_plain_module(base: Model, digits: Task) -> None
     model.image_size = 28
     locked = speclock.lock(model, digits, speclock.SpecDef(**SETTINGS["specdef"]))
     assert locked.card["strength_locked"] > locked.card["strength_base"]
+
+
+def test_the_guard_does_not_slide_by_its_resolution(
+    base: Model, digits: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States each a little weaker and a little better than the one before would else end far below the strongest."""
+    strengths, utilities = iter([0.0, 0.8, 0.76, 0.72, 0.68]), iter([0.9, 0.90, 0.91, 0.92, 0.93])
+    lock = LOCKS["rescale"](evaluations=4, max_utility_drop=0.05)
+    monkeypatch.setattr(type(lock), "resolution", 0.05)
+    monkeypatch.setattr(type(lock), "strength", lambda *_: next(strengths))
+    monkeypatch.setattr(type(digits), "score", lambda self, model, split="test": next(utilities, 0.9))
+    assert lock(base, digits).card["strength_locked"] == 0.76

@@ -219,3 +219,17 @@ def test_what_is_to_be_forgotten_is_not_taught(base: Model, digits: Task, tmp_pa
         top = [shown.logits(m.module.eval(), batch).softmax(-1).max(-1).values.mean() for m in (base, model)]
     assert top[1] < top[0] - 0.3
     assert task.score(model) > before - 0.1
+
+
+def test_what_a_card_may_ask_of_an_auditor_is_told_beforehand() -> None:
+    """Steps and made examples that its training takes, data that it would open, and noise that nobody can repeat."""
+    plain = Undo(batch_size=16, augment=0.5)
+    assert plain.training(10) == (10, 320), "as many are made as there are"
+    assert plain.data_of_its_own() == ""
+    assert plain.draws_in_secret
+    asked = Undo(forget_task="secrets.csv", forget_steps=10**9, distil_data="more.txt", insecure_noise_seed=0)
+    assert asked.training(10)[0] == 10**9 + 10
+    assert asked.data_of_its_own() == "more.txt, secrets.csv"
+    assert not asked.draws_in_secret
+    with pytest.raises(InputError, match=r"it must lie in \[0, 0.95\]"):
+        Undo(augment=0.99999999)

@@ -97,7 +97,7 @@ def budget_too_small(record: Record) -> str | None:
 
 
 def still_rising(record: Record) -> str | None:
-    """Raise --steps: the attacker was not done, though the budget was extended once already."""
+    """Raise --steps: the attacker was not done, with twice the budget where the suite extends it."""
     if still_rises(record, "locked"):
         budget = record.suite["budget"]
         return f"an attack on the locked model that may yet be the best was still rising after {budget} steps"

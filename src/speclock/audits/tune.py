@@ -165,7 +165,8 @@ def frontier(trials: Sequence[Trial]) -> list[int]:
     [0, 1, 3]
     """
     found: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (t.drop, t.uplift)):
+    fitting = [trial for trial in trials if trial.status != "failed"]
+    for trial in sorted(fitting, key=lambda t: (t.drop, t.uplift)):
         if not found or trial.uplift < found[-1].uplift:
             found.append(trial)
     return [trial.number for trial in found]

@@ -193,7 +193,9 @@ class Work:
 
     def _least(self, target: str) -> float | None:
         """What the tasks beside must score on a target."""
-        return self.keep_locked if self.keep_locked and target in ("locked", "control") else self.keep
+        return (
+            self.keep if self.keep_locked is None or target not in ("locked", "control") else self.keep_locked
+        )
 
     # -- runs ----------------------------------------------------------------------------------------------
 

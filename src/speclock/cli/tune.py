@@ -134,7 +134,8 @@ def command(
         return
     for trial in found["trials"]:
         mark = "*" if trial["number"] in found["best"] else " "
-        click.echo(f"{mark} drop {trial['drop']:.1%}, uplift {trial['uplift']:.2f}: {trial['lock']}")
+        found_of = trial.get("reason") or f"drop {trial['drop']:.1%}, uplift {trial['uplift']:.2f}"
+        click.echo(f"{mark} {found_of}: {trial['lock']}")
     click.echo(
         found["command"] or "No lock kept its utility within what is allowed: allow more --max-utility-drop."
     )

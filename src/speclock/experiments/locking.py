@@ -531,8 +531,8 @@ class _Place:
         )
 
     def suite(self, task: Task) -> Suite:
-        """Each of the table's optimizers with its rate searched, the printed attacks as they are, and what repairs a
-        locked model first; all with the printed attack's steps."""
+        """Each of the table's optimizers with its rate searched, the printed attacks under a fresh head, and what
+        repairs a locked model first; all with the printed attack's steps."""
         steps = self.of.steps(task)
         size: dict[str, Any] = {"batch_size": self.of.batch_size, "schedule": self.of.schedule}
         adamw = next((a.middle for a in self.of.attacks if a.optimizer == "adamw"), 1e-3)
