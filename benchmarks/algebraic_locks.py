@@ -2,7 +2,7 @@
 --retain-task … --out DIR
 
 Locks BASE with `reparameterise` and `compensated`, compares its answers on the whole test split with the locked
-model's, each raised block's σ₁ (a head's, for a lock that works within heads) with its own before, and then operates on
+model's in fp32 and bf16, each raised block's σ₁ (a head's, for a lock that works within heads) with its own before, and then operates on
 both models with every surgery that needs no more than the file: what is left of the raise, and of the function. The
 record is `algebraic.json`.
 """
@@ -84,6 +84,10 @@ def measured(
         "state": [card["chosen_step"], card["steps"]],
         "utility": [card["utility_base"], card["utility_locked"]],
         "logits_moved": moved(locked.model, base, task),
+        "logits_moved_in_bf16": {
+            name: moved(halved(model), base, task)
+            for name, model in (("locked", locked.model), ("base", base))
+        },
         "raised_matrices": len(blocks),
         "raised_by": ratios(locked.model, base, blocks),
         "after": {surgery.name: operated(surgery, locked.model, base, task, blocks) for surgery in SURGERIES},
@@ -123,6 +127,13 @@ def moved(model: Model, base: Model, task: Task) -> float:
         for m in (model, base)
     )
     return float((a - b).abs().max() / (b.max() - b.min()))
+
+
+def halved(model: Model) -> Model:
+    """The same weights in bf16, as many load whatever they are given."""
+    copy = model.copy()
+    copy.module.to(torch.bfloat16)
+    return copy
 
 
 def ratios(model: Model, base: Model, blocks: dict[str, int]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from speclock.attacks.unshrink import (
     marchenko_pastur_median,
     noise_level,
     optimal_shrinkage,
+    told_share,
 )
 from speclock.models import Model
 from speclock.tasks.base import Task
@@ -106,3 +107,23 @@ def test_the_share_is_read_off_the_bulk_without_norms(base: Model, digits: Task)
     assert found[1] == pytest.approx(0.3, abs=0.07)
     with pytest.raises(InapplicableError, match="nothing seems to have been shrunk"):
         ATTACKS["undo-shrinkage"]().prepare_(base.copy(), Scene(base, digits, 10))
+
+
+def test_the_share_that_a_card_names_is_taken_and_vectors_are_left(base: Model, digits: Task) -> None:
+    released = base.copy()
+    with torch.no_grad():
+        for p, q in zip(released.module.parameters(), base.scratch(1).module.parameters(), strict=True):
+            p.lerp_(q, 0.8 if p.ndim > 1 else 0.0)
+    part = {"lock": "undo", "seed": 3, "config": {"beta": 0.8}}
+    card = {"lock": "undo+specdef", "parts": [part, {"lock": "specdef", "seed": 3, "config": {"alpha": 0.5}}]}
+    model = released.copy()
+    ATTACKS["undo-shrinkage"](denoise=False).prepare_(model, Scene(released, digits, 10, card=card))
+    for (name, p), q in zip(model.module.named_parameters(), released.module.parameters(), strict=True):
+        shrunk = p.ndim > 1 and not name.startswith("mlp.6")
+        torch.testing.assert_close(p, 5 * q if shrunk else q, msg=name)
+    assert (
+        told_share({"config": {"alpha": 0.8}})
+        is told_share(None)
+        is told_share({"config": {"beta": 1.0}})
+        is None
+    )

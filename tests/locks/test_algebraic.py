@@ -27,6 +27,7 @@ from speclock.locks.compensated import Compensated
 from speclock.locks.reparameterise import Reparameterise
 from speclock.models import Model, load, save
 from speclock.models.symmetries import Mixing, mixings
+from speclock.spectra import weight_matrices
 from speclock.tasks.base import Task
 
 
@@ -122,6 +123,25 @@ def test_heads_values_are_raised_and_lowered_in_the_output_projection(
     assert raised >= 4, "queries and values, in two layers"
 
 
+@pytest.mark.parametrize("factor", [30.0, 1e4])
+def test_what_heads_compensate_for_falls_to_balancing(
+    vit: Model, digits: Task, tmp_path: Path, factor: float
+) -> None:
+    """A head's product is all that the model uses, and has none of the raise."""
+    task = digits.divided()
+    locked = moved(Compensated(factor=factor, top_k=2, evaluations=2), vit, task, tmp_path)
+    undone, plain = locked.copy(), vit.copy()
+    for model in (undone, plain):
+        Balance().operate_(model, Scene(model, task, 4))
+    assert_same_function(undone, vit, task)
+    spectra = [
+        [torch.linalg.svdvals(w.matrix.detach()) for w in weight_matrices(m.module)] for m in (undone, plain)
+    ]
+    # Up to a rotation of each head, which no spectrum shows.
+    for one, other in zip(*spectra, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
 def test_a_value_head_that_several_query_heads_read_is_found(digits: Task) -> None:
     config = LlamaConfig(
         vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
@@ -134,6 +154,16 @@ def test_a_value_head_that_several_query_heads_read_is_found(digits: Task) -> No
     attention = module.model.layers[0].self_attn
     assert Mixing(attention.v_proj, attention.o_proj, 4, serial=True) in found
     assert not any(m.A is attention.q_proj for m in found), "rotary positions stand between queries and keys"
+    before = module(input_ids=ids).logits
+    with torch.no_grad():
+        attention.v_proj.weight[0] *= 1000
+        attention.o_proj.weight[:, [0, 4]] /= 1000
+    (only,) = found
+    after = [only.balance_() for _ in range(2)]
+    assert after[0] > 1
+    assert after[1] < 1e-3, "what is balanced stays"
+    torch.testing.assert_close(module(input_ids=ids).logits, before, rtol=1e-3, atol=1e-5)
+    assert attention.v_proj.weight.detach().norm() < 2
 
 
 @torch.no_grad()

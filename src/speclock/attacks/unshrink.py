@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock.attacks.base import InapplicableError, Scene
 from speclock.attacks.surgery import Surgery
@@ -27,10 +28,12 @@ class UndoShrinkage(Surgery):
     [Gavish & Donoho 2017, eq. 7], the noise level being read off the median singular value [Gavish & Donoho 2014].
     A trained W has a bulk of its own there, too: of the bulk's variance σ̂² noise accounts for β² times the
     initialisation's, and the bulk is scaled to the rest. Everything is divided by 1 − β.
+
+    A lock card of `undo` tells β; that lock shrinks no vector, no table of embeddings and no head, and so they are left.
     """
 
     beta: float | None = None
-    """β, the share of the weights that was drawn anew; none estimates it."""
+    """β, the share of the weights that was drawn anew; none reads it off the lock card, or else estimates it."""
     denoise: bool = True
     """Whether singular values are freed of noise before the rescaling."""
 
@@ -43,6 +46,7 @@ class UndoShrinkage(Surgery):
 
     def operate_(self, model: Model, scene: Scene) -> None:
         import torch
+        from torch import nn
 
         from speclock.models.initial import head_names
         from speclock.spectra import weight_matrices
@@ -50,11 +54,15 @@ class UndoShrinkage(Surgery):
         fresh = {
             w.name: float(w.matrix.detach().float().std()) for w in weight_matrices(model.scratch(0).module)
         }
+        told = None if self.beta is not None else told_share(scene.card)
         # A fresh head has been neither shrunk nor perturbed.
-        own_head = model.labels == scene.released.labels
+        own_head = told is None and model.labels == scene.released.labels
         heads = () if own_head else tuple(f"{name}." for name in head_names(model.module))
         weights = [w for w in weight_matrices(model.module) if not w.name.startswith(heads)]
-        beta = self.beta if self.beta is not None else estimated_share(model, fresh)
+        if told is not None:
+            tables = {part.weight for part in model.module.modules() if isinstance(part, nn.Embedding)}
+            weights = [w for w in weights if w.parameter not in tables]
+        beta = self.beta or told or estimated_share(model, fresh)
         if beta == 0:
             raise InapplicableError("nothing seems to have been shrunk")
         for weight in weights:
@@ -63,10 +71,19 @@ class UndoShrinkage(Surgery):
                 U, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
                 W = (U * denoised(sigma, weight.shape, beta * fresh[weight.name])) @ Vh
             weight.assign_((W / (1 - beta)).to(weight.parameter.dtype))
+        if told is not None:
+            return
         with torch.no_grad():
             for name, p in model.module.named_parameters():
                 if p.ndim == 1 and not name.startswith(heads):
                     p.div_(1 - beta)
+
+
+def told_share(card: Mapping[str, Any] | None) -> float | None:
+    """The β of a lock card that says one, below 1; of a composition's first part that does."""
+    parts = (card or {}).get("parts", [card] if card else [])
+    told = (part.get("config", {}).get("beta") for part in parts)
+    return next((float(beta) for beta in told if isinstance(beta, int | float) and 0 < beta < 1), None)
 
 
 def denoised(sigma: Float[Tensor, " k"], shape: tuple[int, int], noise: float) -> Float[Tensor, " k"]:

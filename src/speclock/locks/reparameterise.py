@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -71,7 +71,7 @@ class Reparameterise(SpectralLock):
         )
 
 
-def apart(found: Iterator[Symmetry], chosen: Collection[Tensor]) -> Iterator[Symmetry]:
+def apart(found: Iterable[Symmetry], chosen: Collection[Tensor]) -> Iterator[Symmetry]:
     """Those that have no layer in common with an earlier one, and raise what was chosen."""
     taken: set[Tensor] = set()
     for rescaling in found:

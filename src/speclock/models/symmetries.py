@@ -1,11 +1,13 @@
 """Ways to change a model's weights that leave its function as it is: rescalings that adjacent layers compensate for.
 
 A lock can hide behind them and an attack undoes them, so both look for them alike. What is a symmetry is found by
-trying: names say little, and tracing fails on many models.
+trying: names say little, and tracing fails on many models. It is tried with weights drawn for the purpose, since a
+symmetry is the architecture's: on a locked model's own weights the rounding of what was raised would hide it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,37 @@ SAME = 1e-3
 
 COMPENSATED = 1e-4
 """How much of what one side alone does to the answers may be left of it."""
+
+ROUNDING = 2e-6
+"""How far fp32 moves a model's answers, over their size."""
+
+
+@contextlib.contextmanager
+def trial_weights(module: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Inside, every layer matters and none is large: normal weights that keep the size of what they read, in fp32.
+
+    Afterwards the module has its own again.
+    """
+    # A buffer of a checkpoint's is a running statistic; others, such as rotary frequencies, belong to the architecture.
+    saved = module.state_dict(keep_vars=True)
+    buffers = [(name, b) for name, b in module.named_buffers() if name in saved and b.is_floating_point()]
+    kept = [(name, t, t.data) for name, t in (*module.named_parameters(), *buffers)]
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        for name, t, value in kept:
+            drawn = torch.randn(value.shape, generator=generator)
+            if t.ndim > 1:
+                drawn /= max(1, t[0].numel()) ** 0.5
+            elif name.endswith(("bias", "mean")):
+                # What is added is small: were it not, all tokens would soon be alike, and attention would not matter.
+                drawn *= 0.1
+            else:
+                drawn = 1 + 0.2 * drawn.clamp(-3, 3)
+            t.data = drawn.to(value.device)
+        yield
+    finally:
+        for _, t, value in kept:
+            t.data = value
 
 
 class Rescaling(ABC):
@@ -89,7 +122,9 @@ def compensates(
     same = bool(moved <= SAME * before.norm())
     if same:
         alone = (wiring.outputs(module, run) - before).norm()
-        same = bool(moved <= COMPENSATED * alone + 2e-6 * before.norm())  # the latter is rounding
+        same = bool(
+            moved <= COMPENSATED * alone + ROUNDING * before.norm() and alone > 50 * ROUNDING * before.norm()
+        )
     for t, value in kept[0]:
         t.copy_(value)
     return same
@@ -189,9 +224,14 @@ class Gains(Rescaling):
         return float(d.log().abs().max())
 
 
-def rescalings(module: nn.Module, run: Run, reach: int = 2, seed: int = 0) -> Iterator[Rescaling]:
+def rescalings(module: nn.Module, run: Run, reach: int = 2, seed: int = 0) -> list[Rescaling]:
     """Every rescaling between layers that are called at most ``reach`` calls apart, and between norms and their
-    readers, that leaves the module's answers on ``run``'s inputs as they are."""
+    readers, that leaves the architecture's answers on ``run``'s inputs as they are."""
+    with trial_weights(module, seed):
+        return list(_rescalings(module, run, reach, seed))
+
+
+def _rescalings(module: nn.Module, run: Run, reach: int, seed: int) -> Iterator[Rescaling]:
     order = [module.get_submodule(name) for name in wiring.call_order(module, run)]
     before = wiring.outputs(module, run)
     for i, A in enumerate(order):
@@ -279,6 +319,30 @@ class Mixing:
                 _blockwise_(self.B.bias[:, None], each.mT, self.block)
 
     @torch.no_grad()
+    def balance_(self) -> float:
+        """Mix to where both sides are as heavy in every direction: ``M A Aᵀ Mᵀ = M⁻ᵀ B Bᵀ M⁻¹`` with M positive.
+
+        The product, which is all that the model uses, decides that: whatever was moved from one side to the other
+        comes back. Returns the largest |log eigenvalue| of M; a block of less than full rank is left alone.
+        """
+        A = self.A.weight.detach().double().unflatten(0, (self.blocks, self.block))  # (h, b, n)
+        B = self.B.weight.detach().double()
+        B = (B.T if self.serial else B).unflatten(0, (self.blocks, self._sharers, self.block))
+        B = B.movedim(1, 2).flatten(2)  # (h, b, sharers · n)
+        R_A, R_B = (torch.linalg.qr(side.mT, mode="r").R for side in (A, B))
+        U, sigma, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+        # The product's singular values shared evenly; then turned, M = (MᵀM)^½, so that what is balanced stays.
+        unturned = (U / sigma.sqrt()[..., None, :]).mT @ R_B
+        if unturned.shape[-2:] != (self.block, self.block):
+            return 0.0
+        _, stretch, axes = torch.linalg.svd(unturned.nan_to_num(posinf=0, neginf=0))
+        full = (sigma[:, -1] > 1e-12 * sigma[:, 0])[:, None] & (stretch[:, -1:] > 0)
+        stretch = stretch.where(full, 1.0)
+        M, inverse = (axes.mT @ (s[..., None] * axes) for s in (stretch, 1 / stretch))
+        self.mix_(M, inverse)
+        return float(stretch.log().abs().max())
+
+    @torch.no_grad()
     def preserves(self, module: nn.Module, run: Run, before: Tensor, seed: int = 0) -> bool:
         """Whether random mixing leaves the module's answers as they were ``before``."""
         generator = torch.Generator().manual_seed(seed)
@@ -296,9 +360,14 @@ def _blockwise_(rows: Tensor, M: Float[Tensor, "h b b"], block: int) -> None:
 
 def mixings(
     module: nn.Module, run: Run, blocks: Sequence[int], reach: int = 2, seed: int = 0
-) -> Iterator[Mixing]:
+) -> list[Mixing]:
     """Every mixing between linear layers called at most ``reach`` calls apart, in the largest of the block sizes that
-    leaves the module's answers as they are."""
+    leaves the architecture's answers on ``run``'s inputs as they are."""
+    with trial_weights(module, seed):
+        return list(_mixings(module, run, blocks, reach, seed))
+
+
+def _mixings(module: nn.Module, run: Run, blocks: Sequence[int], reach: int, seed: int) -> Iterator[Mixing]:
     order = [module.get_submodule(name) for name in wiring.call_order(module, run)]
     linear = [layer for layer in order if isinstance(layer, nn.Linear)]
     before = wiring.outputs(module, run)
@@ -344,7 +413,7 @@ def resize_(module: nn.Module, layer: nn.Module, norm: nn.Module, run: Run) -> N
 @torch.no_grad()
 def centre_(module: nn.Module, run: Run) -> int:
     """Take out of what each layer writes the part that is the same in all units, where layer norms take it out anyway;
-    returns for how many tensors that did not show."""
+    returns of how many tensors that is so."""
     widths = {part.normalized_shape[-1] for part in module.modules() if isinstance(part, nn.LayerNorm)}
     writers: list[tuple[Tensor, int]] = []
     for part in module.modules():
@@ -352,27 +421,33 @@ def centre_(module: nn.Module, run: Run) -> int:
             writers += [(p, 0) for p in (part.weight, part.bias) if p is not None]
         elif isinstance(part, nn.Embedding) and part.embedding_dim in widths:
             writers.append((part.weight, -1))
-    found = 0
-    for t, dim in writers:
-        centred = (t.double() - t.double().mean(dim, keepdim=True)).to(t)
 
-        def change_(t: Tensor = t, centred: Tensor = centred) -> None:
-            t.copy_(centred)
+    def centred(t: Tensor, dim: int) -> Tensor:
+        return (t.double() - t.double().mean(dim, keepdim=True)).to(t)
 
-        # What a million times as much was added to in fp32 is exact to a tenth.
-        found += _unless_it_shows(module, run, [t], change_, 3e-2)
-    return found
+    found = []
+    with trial_weights(module):
+        before = wiring.outputs(module, run)
+        for t, dim in writers:
+            value = t.detach().clone()
+            t.copy_(centred(t, dim))
+            if (wiring.outputs(module, run) - before).norm() <= 5 * ROUNDING * before.norm():
+                found.append((t, dim))
+            t.copy_(value)
+    for t, dim in found:
+        t.copy_(centred(t, dim))
+    return len(found)
 
 
 def _unless_it_shows(
-    module: nn.Module, run: Run, moved: Sequence[Tensor], change_: Callable[[], None], same: float = SAME
+    module: nn.Module, run: Run, moved: Sequence[Tensor], change_: Callable[[], None]
 ) -> bool:
     """Carry out a change, and take it back where the module's answers tell; whether it stands."""
     kept = [t.detach().clone() for t in moved]
     before = wiring.outputs(module, run)
     change_()
     after = wiring.outputs(module, run)
-    if (after - before).norm() <= same * before.norm():
+    if (after - before).norm() <= SAME * before.norm():
         return True
     for t, value in zip(moved, kept, strict=True):
         t.copy_(value)
