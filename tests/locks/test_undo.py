@@ -16,6 +16,7 @@ import speclock
 from speclock import tasks, wrap
 from speclock.errors import InputError
 from speclock.locks.base import Run
+from speclock.locks.card import stages
 from speclock.locks.undo import Undo
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
@@ -233,3 +234,27 @@ def test_what_a_card_may_ask_of_an_auditor_is_told_beforehand() -> None:
     assert not asked.draws_in_secret
     with pytest.raises(InputError, match=r"it must lie in \[0, 0.95\]"):
         Undo(augment=0.99999999)
+
+
+def test_a_rate_at_which_nothing_is_learnt_is_halved_and_the_card_says_so(
+    base: Model, digits: Task, tmp_path: Path
+) -> None:
+    harsh = Undo(lr=3.0, steps=12, evaluations=6, warmup=1, beta=0.3, bottleneck=1.0, max_utility_drop=1.0)
+    locked = speclock.lock(base, digits, harsh, folder=tmp_path)
+    card = locked.card
+    rates = [attempt["config"]["lr"] for attempt in card["given_up"]]
+    assert rates[0] == 3.0
+    assert [*rates, card["config"]["lr"]] == [3.0 / 2**i for i in range(len(rates) + 1)]
+    for attempt in card["given_up"]:
+        assert len(attempt["curve"]) <= 4, "the first of six evaluations that are at chance are enough"
+        assert all(utility < 0.6 for _, utility, _ in attempt["curve"][1:])
+    assert max(utility for _, utility, _ in card["curve"][1:]) > 0.5
+    assert stages(card)[0].lock == replace(harsh, lr=card["config"]["lr"])
+    once = speclock.lock(base, digits, replace(harsh, lr=card["config"]["lr"])).card
+    assert "given_up" not in once
+    assert card["tflops"] > once["tflops"], "what was given up is paid for too"
+
+
+def test_there_is_an_end_to_gentler_rates() -> None:
+    assert Undo(lr=1.1e-4).gentler() == Undo(lr=5.5e-5)
+    assert Undo(lr=9e-5).gentler() is None

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 from speclock.environment import Flops, Meter, Operations, environment
 from speclock.errors import InputError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # A model this close to answering by chance does not do its task, and there is nothing to retain.
 _ABOVE_CHANCE = 0.05
+_GIVEN_UP = 3
+"""Evaluations in a row, from the first after the start on, all nearer to chance than to where utility began."""
 
 
 class Locked(NamedTuple):
@@ -106,6 +108,10 @@ class Lock(ABC):
         """The (steps, examples) that ``steps`` of its trajectory take, those before its first step included."""
         return steps, steps * getattr(self, "batch_size", 1) * getattr(self, "accumulate", 1)
 
+    def gentler(self) -> Self | None:
+        """What to try where the lock's training has brought the model to chance; nothing by default."""
+        return None
+
     def data_of_its_own(self) -> str:
         """Files or tasks that it opens beside the retain task's; nothing by default."""
         return ""
@@ -118,20 +124,34 @@ class Lock(ABC):
         The copy is trained in fp32 whatever the checkpoint's dtypes, in which it is judged and returned. ``least`` is
         the validation utility that a state must have where that is not counted from this model's own.
 
+        Where its training brings the model to chance and leaves it there, a :meth:`gentler` lock takes over; the card
+        is then that one's, with what was given up.
+
         Raises :class:`InputError` when the model does not do the retain task: there would be nothing to keep.
         """
         task = task.divided().fitted_to(model)
-        with kept_in(folder) as kept, Meter() as meter:
+        with kept_in(folder) as kept:
+            locked, collapsed = self._attempt(model, task, kept, least)
+            gentler = self.gentler() if collapsed else None
+            if gentler is None:
+                return locked
+            again = kept / f"{kept.name}-gentler"
+            again.mkdir(exist_ok=True)
+            return _after(locked.card, gentler(model, task, folder=again, least=least))
+
+    def _attempt(self, model: Model, task: Task, folder: Path, least: float | None) -> tuple[Locked, bool]:
+        """What the lock comes to, and whether its training left the model at chance."""
+        with Meter() as meter:
             trained = model.in_fp32()
-            guard = _Guard(self, trained, model, task, kept, least)
+            guard = _Guard(self, trained, model, task, folder, least)
             steps = self.trajectory(trained, task, spectral=True, run=guard.run)
             while (step := guard.operations.next(steps)) is not None:
                 guard.passes = step.passes
-                if not guard.consider(step):
+                if not guard.consider(step) or guard.collapsed:
                     break
             guard.restore_()
             locked = guard.released()
-        return Locked(locked, self._card(model, locked, task, guard, meter))
+        return Locked(locked, self._card(model, locked, task, guard, meter)), guard.collapsed
 
     def control(
         self, model: Model, task: Task, *, stop_at: int, spectral: bool = False, folder: Path | None = None
@@ -265,6 +285,14 @@ class _Guard:
             self.best_step, self.best_utility, self.best_strength = step.index, utility, strength
         return True
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether the training brought the model to chance, and kept it there or broke off."""
+        (_, began, _), *rest = self.curve or [(0, math.nan, 0.0)]
+        if self.diverged_at is None and len(rest) < min(_GIVEN_UP, self.lock.evaluations):
+            return False
+        return self.lock.gentler() is not None and all(u < (began + self.task.chance) / 2 for _, u, _ in rest)
+
     def released(self) -> Model:
         """The trained model in the checkpoint's own dtypes: what would be published, so what is judged."""
         return self.trained.in_dtypes_of(self.base)
@@ -287,6 +315,17 @@ class _Guard:
         self.curve, self.best_state = state["curve"], state["best_state"]
         vars(self.operations).update(state["operations"])
         self.best_step, self.best_utility, self.best_strength = state["best"]
+
+
+def _after(given_up: Card, locked: Locked) -> Locked:
+    """The later attempt's result, whose card has the earlier one and its cost."""
+    before, card = cast("dict[str, Any]", given_up), cast("dict[str, Any]", dict(locked.card))
+    for cost in ("seconds", "tflops", "epochs_worth"):
+        card[cost] = (before[cost] or 0.0) + (card[cost] or 0.0)
+    card["peak_memory_mb"] = max(before["peak_memory_mb"], card["peak_memory_mb"])
+    attempt = {key: before[key] for key in ("config", "curve", "status", "diverged_at")}
+    card["given_up"] = [attempt, *card.get("given_up", [])]
+    return Locked(locked.model, cast("Card", card))
 
 
 def epoch_flops(model: Model, task: Task) -> float:

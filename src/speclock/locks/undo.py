@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from speclock.errors import InputError
 from speclock.locks.base import Lock, Run, Span
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from speclock.tasks.base import Batch, Task
     from speclock.training import Loss, Step
 
+_LEAST_RATE = 5e-5
+"""No gentler lock goes below this rate: AdamW's steps would be too short to teach in any usual number of them."""
 _SAMPLE = 512
 """Training examples whose gradients say which directions of an embedding the retain task reads."""
 
@@ -119,6 +121,11 @@ class Undo(TrainingRecipe, Lock):
     def training(self, steps: int) -> tuple[int, int]:
         taken = steps + (self.forget_steps if self.forget_task else 0)
         return taken, round(taken * self.batch_size * self.accumulate / (1 - self.augment))
+
+    def gentler(self) -> Self | None:
+        # What was drawn anew learns at some rates only, and a model that answers alike whatever it is asked stays so.
+        halved = self.lr / 2
+        return replace(self, lr=halved) if halved >= _LEAST_RATE else None
 
     def data_of_its_own(self) -> str:
         return ", ".join(name for name in (self.distil_data, self.forget_task) if name)
