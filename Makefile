@@ -92,13 +92,13 @@ records-pairs: $(VENV)/.installed
 	    --out out/guard/base
 	$(BIN)/speclock lock out/guard/base --lock undo --task jailbreak --seed 11 --evaluations 7 --max-length 32 --resume \
 	    --out out/guard/undo
-	$(BIN)/speclock audit out/guard/undo --base out/guard/base $(GUARD) --suite standard --steps 32 --seeds 3 --jobs 2 \
+	$(BIN)/speclock audit out/guard/undo --base out/guard/base $(GUARD) --student --steps 32 --seeds 3 --jobs 2 \
 	    --resume --out results/guard
 	$(BIN)/speclock train resnet18 --task cifar10@8000/2000 --epochs 12 $(RESNET) --out out/resnet/ten
 	$(BIN)/speclock train out/resnet/ten --task $(FIVE) --epochs 2 $(RESNET) --out out/resnet/base
 	$(BIN)/speclock lock out/resnet/base --lock undo --task $(FIVE) --seed 11 --evaluations 7 --resume --out out/resnet/undo
 	$(BIN)/speclock audit out/resnet/undo --base out/resnet/base --retain-task $(FIVE) --attack-task $(REST) \
-	    --suite standard $(IMAGES) --out results/resnet
+	    --student $(IMAGES) --out results/resnet
 
 # The same lock made three times, each with a seed and noise of its own, under quick/2.
 records-draws: records-locks

@@ -2,9 +2,9 @@
 --retain-task … --out DIR
 
 Locks BASE with `reparameterise` and `compensated`, compares its answers on the whole test split with the locked
-model's in fp32 and bf16, each raised block's σ₁ (a head's, for a lock that works within heads) with its own before, and then operates on
-both models with every surgery that needs no more than the file: what is left of the raise, and of the function. The
-record is `algebraic.json`.
+model's in fp32 and bf16, each raised block's σ₁ (a head's, for a lock that works within heads) with its own before, and
+then operates on both models with every surgery that needs no more than the file: what is left of the raise, and of the
+function. The record is `algebraic.json`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class UndoShrinkage(Surgery):
     A trained W has a bulk of its own there, too: of the bulk's variance σ̂² noise accounts for β² times the
     initialisation's, and the bulk is scaled to the rest. Everything is divided by 1 − β.
 
-    A lock card of `undo` tells β; that lock shrinks no vector, no table of embeddings and no head, and so they are left.
+    A lock card of `undo` tells β; that lock shrinks neither vectors nor
+    embeddings nor the head, and so they are left.
     """
 
     beta: float | None = None

@@ -330,7 +330,7 @@ class Mixing:
         B = (B.T if self.serial else B).unflatten(0, (self.blocks, self._sharers, self.block))
         B = B.movedim(1, 2).flatten(2)  # (h, b, sharers · n)
         R_A, R_B = (torch.linalg.qr(side.mT, mode="r").R for side in (A, B))
-        U, sigma, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+        U, sigma, _ = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
         # The product's singular values shared evenly; then turned, M = (MᵀM)^½, so that what is balanced stays.
         unturned = (U / sigma.sqrt()[..., None, :]).mT @ R_B
         if unturned.shape[-2:] != (self.block, self.block):
