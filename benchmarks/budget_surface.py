@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=16)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if len({folder.resolve().name for folder in given.locked}) < len(given.locked):
+        parser.error("two locked folders have the same name, by which the picture tells them apart")
     reading = tasks.Reading(max_length=given.max_length)
     base, retain = models.load(str(given.base)), tasks.load(given.retain_task, reading)
     rows = []

@@ -24,6 +24,7 @@ from speclock.audits.run import Claim, audit
 from speclock.audits.suite import SCRATCH, Suite, listed
 from speclock.audits.work import KEPT_WITHIN, bars, kept_by
 from speclock.locks.base import Locked, mean_top_sigma
+from speclock.locks.undo import Undo
 from speclock.models import Model, identity
 from speclock.models.cnn_mlp import CnnMlp
 from speclock.recipe import TrainingRecipe
@@ -224,6 +225,20 @@ def test_a_control_that_diverges_is_a_flag(judged: Judged, base: Model, digits: 
     record, flags = judged(Locked(locked.model, wild), steps=2)
     assert "diverged" in flags["no_control"]
     assert not [run for run in record.runs if run.target == "control"]
+
+
+def test_a_strength_that_only_the_card_has(base: Model, digits: Task) -> None:
+    undo = Undo(lr=1e-3, steps=4, evaluations=1, beta=0.3, warmup=1, max_utility_drop=1.0)
+    locked = speclock.lock(base, digits, undo)
+    (said,) = Claim.of(locked.card, locked.model).strengths(locked.model, base)
+    assert said["claimed"] == pytest.approx(said["measured"])
+    assert said["claimed"] > 0.1
+    boast = {**locked.card, "strength_locked": 0.99}
+    (said,) = Claim.of(boast, locked.model).strengths(locked.model, base)
+    assert said == {"lock": "undo", "unit": "share drawn anew", "claimed": 0.99, "measured": said["measured"]}
+    assert said["measured"] < 0.5
+    plain = speclock.lock(base, digits, speclock.Rescale(factor=1.5, top_k=1, max_utility_drop=1.0))
+    assert Claim.of(plain.card, plain.model).strengths(plain.model, base) == [], "σ has a check of its own"
 
 
 def test_a_card_whose_training_does_not_lead_to_the_file(

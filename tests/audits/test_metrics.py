@@ -508,6 +508,9 @@ PLANTED: dict[str, Record] = {
     ),
     "gradients_blocked": record(sound(), locked={"blocked_gradients": ["a.weight", "b.weight"]}),
     "sigma_unconverged": record(sound(), locked={"mean_top_sigma": 4.5}),
+    "strength_differs": record(
+        sound(), locked={"strengths": [{"lock": "undo", "unit": "share", "claimed": 0.99, "measured": 0.3}]}
+    ),
     "forgetting": record(without("control", *attacked("control", [0.25, 0.5, 0.62, 0.62]))),
     "no_control": record(without("control")),
     "lock_did_nothing": record(sound(), locked={"card": {**CARD, "chosen_step": 0}}),

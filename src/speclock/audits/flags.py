@@ -256,6 +256,15 @@ def sigma_unconverged(record: Record) -> str | None:
     return None
 
 
+def strength_differs(record: Record) -> str | None:
+    """Quote the strength of this audit instead of the card's, and ask the publisher why they differ."""
+    for each in record.locked.get("strengths") or []:
+        claimed, measured = each["claimed"], each["measured"]
+        if abs(claimed - measured) > 0.1 * max(abs(claimed), abs(measured)):
+            return f"the card of {each['lock']} says a {each['unit']} of {claimed:.3g}, and the file has {measured:.3g}"
+    return None
+
+
 def forgetting(record: Record) -> str | None:
     """Credit the lock only with what it adds to its control; the rest is what further training forgot."""
     base, control, locked = (record.summary[f"best_{name}"] for name in ("base", "control", "locked"))
@@ -444,6 +453,7 @@ FLAGS: tuple[Raises, ...] = (
     own_architecture,
     recipe_differs,
     sigma_unconverged,
+    strength_differs,
     seeds_disagree,
     bad_seeds,
     few_seeds,

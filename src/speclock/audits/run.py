@@ -143,6 +143,7 @@ def audit(
                 "card_describes": claimed.describes(before, released),
                 "claimed_sigma": claimed.strength,
                 "mean_top_sigma": claimed.measured,
+                "strengths": claimed.strengths(transplant.model, before),
                 "blocked_gradients": _blocked(before, released, transplant.model, attack),
                 "differences": [difference._asdict() for difference in transplant.differences],
                 "own_architecture": _own(transplant),
@@ -225,6 +226,22 @@ class Claim:
         """The mean top σ that the card speaks of; None where its lock has another measure of strength."""
         spectral = self.stages and isinstance(self.stages[-1].lock, SpectralLock)
         return self.card["strength_locked"] if self.card and spectral else None
+
+    def strengths(self, model: Model, base: Model) -> list[dict[str, Any]]:
+        """Of each lock with a strength of its own kind what its card says of it, and what it is in ``model``."""
+        if self.card is None:
+            return []
+        parts = self.card.get("parts", [self.card])
+        return [
+            {
+                "lock": lock.name,
+                "unit": lock.unit,
+                "claimed": part["strength_locked"],
+                "measured": lock.strength(model, base),
+            }
+            for part, (lock, _) in zip(parts, self.stages, strict=True)
+            if not isinstance(lock, SpectralLock)
+        ]
 
 
 def _blocked(base: Model, released: Model, attacked: Model, attack: Task) -> list[str] | None:
