@@ -429,6 +429,20 @@ def test_fusing_undoes_a_compensated_pair(base: Model, digits: Task) -> None:
     )
 
 
+def test_the_head_is_not_fused(base: Model, digits: Task) -> None:
+    """It is drawn anew for another task, and what feeds it must still be there."""
+    model = base.copy()
+    head = model.module.mlp[6]
+    before = nn.Linear(head.in_features, head.in_features)
+    torch.nn.init.eye_(before.weight)
+    torch.nn.init.zeros_(before.bias)
+    model.module.mlp[5] = before  # in place of what stands between
+    model.build = None
+    fused = operated(model, digits, "fuse")
+    assert isinstance(fused.module.mlp[5], nn.Identity), "it went into the layer in front of it"
+    assert torch.equal(fused.module.mlp[6].weight, head.weight)
+
+
 def test_a_chain_computes_what_its_layer_did_and_multiplies_out(base: Model, digits: Task) -> None:
     attack = ATTACKS["chain"](factors=3)
     model = base.copy()

@@ -66,6 +66,16 @@ def test_noise_of_a_known_seed_is_found_and_taken_out(told: bool, base: Model, d
             attack.operate_(locked.copy(), Scene(locked, digits, 4))
 
 
+def test_a_told_seed_is_looked_for_in_the_whole_of_a_matrix(base: Model) -> None:
+    """So little of it that the first entries alone do not tell."""
+    weight = max(weight_matrices(base.copy().module), key=lambda w: w.parameter.numel())
+    with torch.no_grad():
+        weight.parameter.copy_(named_noise("else", weight.parameter, 1.0, 1))
+        weight.parameter.add_(named_noise(weight.name, weight.parameter, 0.04, 5))
+    assert holds(weight, 5)
+    assert not holds(weight, 5, entries=4096)
+
+
 def test_noise_of_the_operating_system_is_not_found(base: Model, digits: Task) -> None:
     secret = Undo(beta=0.6, bottleneck=1.0, steps=5, lr=1e-3, evaluations=1, max_utility_drop=1.0)
     locked, card = speclock.lock(base, digits, secret)

@@ -206,6 +206,12 @@ def test_a_sound_audit_raises_no_flag_and_adds_up() -> None:
     assert "leaves the attacker 40% of what the weights are worth" in made.verdict
 
 
+def test_a_part_of_a_composition_that_did_nothing_is_named() -> None:
+    idle, busy = {**CARD, "lock": "undo", "chosen_step": 0}, {**CARD, "lock": "specdef", "chosen_step": 9}
+    found = record(sound(), locked={"card": {**CARD, "parts": [idle, busy]}}).flags
+    assert [f.why for f in found if f.name == "lock_did_nothing"] == ["undo, a part of the lock, did nothing"]
+
+
 def test_slowdown_is_a_ratio_where_the_locked_model_gets_there() -> None:
     made = record(without("locked", *attacked("locked", [0.25, 0.25, 0.3, 0.4, 0.6, 0.86, 0.87])))
     assert made.summary["slowdown"] == 2.0
