@@ -226,11 +226,11 @@ def test_what_a_card_may_ask_of_an_auditor_is_told_beforehand() -> None:
     """Steps and made examples that its training takes, data that it would open, and noise that nobody can repeat."""
     plain = Undo(batch_size=16, augment=0.5)
     assert plain.training(10) == (10, 320), "as many are made as there are"
-    assert plain.data_of_its_own() == ""
+    assert plain.data_of_its_own() == ()
     assert plain.draws_in_secret
     asked = Undo(forget_task="secrets.csv", forget_steps=10**9, distil_data="more.txt", insecure_noise_seed=0)
     assert asked.training(10)[0] == 10**9 + 10
-    assert asked.data_of_its_own() == "more.txt, secrets.csv"
+    assert asked.data_of_its_own() == ("more.txt", "secrets.csv")
     assert not asked.draws_in_secret
     with pytest.raises(InputError, match=r"it must lie in \[0, 0.95\]"):
         Undo(augment=0.99999999)
@@ -258,3 +258,15 @@ def test_a_rate_at_which_nothing_is_learnt_is_halved_and_the_card_says_so(
 def test_there_is_an_end_to_gentler_rates() -> None:
     assert Undo(lr=1.1e-4).gentler() == Undo(lr=5.5e-5)
     assert Undo(lr=9e-5).gentler() is None
+
+
+def test_further_inputs_are_known_by_what_is_in_them(reader: Model, posts: Task, tmp_path: Path) -> None:
+    more = tmp_path / "more.txt"
+    found = []
+    for text in ("one two\n", "one three\n", "one two\n\n"):
+        more.write_text(text, encoding="utf-8")
+        found.append(Undo(distil_data=str(more)).digests_of_its_own(posts))
+    assert found[0] == found[2] != found[1]
+    lock = Undo(distil_data=str(more), steps=2, evaluations=1, max_utility_drop=1.0)
+    assert speclock.lock(reader, posts, lock).card["further_data"] == found[0]
+    assert "further_data" not in speclock.lock(reader, posts, replace(lock, distil_data="")).card

@@ -117,7 +117,7 @@ class Targets:
             if named := lock.data_of_its_own():
                 # Whoever wrote the card would have the auditor open it, and a record repeat what is in it.
                 raise InputError(
-                    f"the card of {lock.name} names data ({named}), and an audit opens none for a card"
+                    f"the card of {lock.name} names data ({', '.join(named)}), and an audit opens none for a card"
                 )
         if steps > CONTROL_MOST or examples > CONTROL_MOST_EXAMPLES:
             raise InputError(

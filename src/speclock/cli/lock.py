@@ -72,6 +72,8 @@ def command(
         **{"command": "lock", "model": model, "task": task, "data": retain.digest(), "labels": labels},
         **{"lock": lock.name, **vars(reading), **_fields(lock)},
     }
+    if further := lock.digests_of_its_own(retain):
+        request["further_data"] = further
     work = Workspace(out, request, record="speclock.json", resume=resume)
     card = work.finished
     if card is None:

@@ -112,9 +112,15 @@ class Lock(ABC):
         """What to try where the lock's training has brought the model to chance; nothing by default."""
         return None
 
-    def data_of_its_own(self) -> str:
+    def data_of_its_own(self) -> tuple[str, ...]:
         """Files or tasks that it opens beside the retain task's; nothing by default."""
-        return ""
+        return ()
+
+    def digests_of_its_own(self, task: Task) -> dict[str, str]:
+        """SHA-256 of the inputs in each of these, as they are read beside ``task``."""
+        from speclock.tasks.unlabelled import digest, inputs_of
+
+        return {name: digest(inputs_of(name, task)) for name in self.data_of_its_own()}
 
     def __call__(
         self, model: Model, task: Task, *, folder: Path | None = None, least: float | None = None
@@ -189,6 +195,7 @@ class Lock(ABC):
             "fingerprint": after.fingerprint,
             "identity": after._asdict(),
             "retain_task": task.describe(),
+            **({"further_data": own} if (own := self.digests_of_its_own(task)) else {}),
             "utility_base": task.score(base),
             "utility_locked": task.score(locked),
             "unit": self.unit,

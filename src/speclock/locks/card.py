@@ -103,6 +103,8 @@ class PartClaim(TypedDict):
     """10¹² floating-point operations of the training, those of teachers included."""
     epochs_worth: NotRequired[_Amount | None]
     """The same, over those of one pass of plain fine-tuning over the retain task's training examples."""
+    further_data: NotRequired[dict[str, _Sha256]]
+    """Data beside the retain task's that it was made with, and the digest of their inputs."""
     given_up: NotRequired[list[dict[str, Any]]]
     """Earlier attempts with harsher settings, which left the model at chance; their cost is in the lock's own."""
 

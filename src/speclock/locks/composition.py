@@ -40,6 +40,10 @@ class Composition:
         """The parts' names, joined by +."""
         return "+".join(part.name for part in self.parts)
 
+    def digests_of_its_own(self, task: Task) -> dict[str, str]:
+        """Of all parts."""
+        return {name: sha for part in self.parts for name, sha in part.digests_of_its_own(task).items()}
+
     def __call__(self, model: Model, task: Task, *, folder: Path | None = None) -> Locked:
         """Lock a copy of ``model``; with ``folder``, a killed run goes on from what is kept there."""
         task = task.divided().fitted_to(model)

@@ -127,8 +127,8 @@ class Undo(TrainingRecipe, Lock):
         halved = self.lr / 2
         return replace(self, lr=halved) if halved >= _LEAST_RATE else None
 
-    def data_of_its_own(self) -> str:
-        return ", ".join(name for name in (self.distil_data, self.forget_task) if name)
+    def data_of_its_own(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.distil_data, self.forget_task) if name)
 
     def strength(self, model: Model, base: Model) -> float:
         """The mean over the weight matrices of 1 − ⟨W, W_base⟩/‖W_base‖²: what of the base is no longer in them."""

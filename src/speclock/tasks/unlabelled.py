@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,13 @@ from speclock.errors import InputError
 from speclock.tasks.base import Task
 from speclock.tasks.image import images_in
 from speclock.tasks.text import texts
+
+
+def digest(inputs: np.ndarray) -> str:
+    """SHA-256 over the inputs."""
+    if inputs.dtype == object:
+        return hashlib.sha256(json.dumps(inputs.tolist()).encode()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(inputs).data).hexdigest()
 
 
 def inputs_of(spec: str, like: Task) -> np.ndarray:
