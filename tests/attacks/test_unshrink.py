@@ -114,16 +114,13 @@ def test_the_share_that_a_card_names_is_taken_and_vectors_are_left(base: Model, 
     with torch.no_grad():
         for p, q in zip(released.module.parameters(), base.scratch(1).module.parameters(), strict=True):
             p.lerp_(q, 0.8 if p.ndim > 1 else 0.0)
-    part = {"lock": "undo", "seed": 3, "config": {"beta": 0.8}}
-    card = {"lock": "undo+specdef", "parts": [part, {"lock": "specdef", "seed": 3, "config": {"alpha": 0.5}}]}
+    part = {"lock": "undo", "chosen_step": 9, "config": {"beta": 0.8}}
+    other = {"lock": "specdef", "chosen_step": 9, "config": {"alpha": 0.5}}
+    card = {"lock": "undo+specdef", "parts": [part, other]}
     model = released.copy()
     ATTACKS["undo-shrinkage"](denoise=False).prepare_(model, Scene(released, digits, 10, card=card))
     for (name, p), q in zip(model.module.named_parameters(), released.module.parameters(), strict=True):
         shrunk = p.ndim > 1 and not name.startswith("mlp.6")
         torch.testing.assert_close(p, 5 * q if shrunk else q, msg=name)
-    assert (
-        told_share({"config": {"alpha": 0.8}})
-        is told_share(None)
-        is told_share({"config": {"beta": 1.0}})
-        is None
-    )
+    for without in (None, other, {**part, "config": {"beta": 1.0}}, {**part, "chosen_step": 0}):
+        assert told_share(without) is None

@@ -29,8 +29,8 @@ class UndoShrinkage(Surgery):
     A trained W has a bulk of its own there, too: of the bulk's variance σ̂² noise accounts for β² times the
     initialisation's, and the bulk is scaled to the rest. Everything is divided by 1 − β.
 
-    A lock card of `undo` tells β; that lock shrinks neither vectors nor
-    embeddings nor the head, and so they are left.
+    A lock card of `undo` that kept something tells β; that lock shrinks neither vectors nor embeddings nor the head,
+    and so they are left.
     """
 
     beta: float | None = None
@@ -81,9 +81,9 @@ class UndoShrinkage(Surgery):
 
 
 def told_share(card: Mapping[str, Any] | None) -> float | None:
-    """The β of a lock card that says one, below 1; of a composition's first part that does."""
+    """The β of a lock card that says one, below 1, and whose guard kept it; of a composition's first part that does."""
     parts = (card or {}).get("parts", [card] if card else [])
-    told = (part.get("config", {}).get("beta") for part in parts)
+    told = (part["config"].get("beta") for part in parts if part["chosen_step"])
     return next((float(beta) for beta in told if isinstance(beta, int | float) and 0 < beta < 1), None)
 
 

@@ -141,7 +141,7 @@ class Lock(ABC):
             gentler = self.gentler() if collapsed else None
             if gentler is None:
                 return locked
-            again = kept / f"{kept.name}-gentler"
+            again = kept / "gentler"
             again.mkdir(exist_ok=True)
             return _after(locked.card, gentler(model, task, folder=again, least=least))
 

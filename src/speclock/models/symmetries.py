@@ -441,14 +441,12 @@ def centre_(module: nn.Module, run: Run) -> int:
 
 def _unless_it_shows(
     module: nn.Module, run: Run, moved: Sequence[Tensor], change_: Callable[[], None]
-) -> bool:
-    """Carry out a change, and take it back where the module's answers tell; whether it stands."""
+) -> None:
+    """Carry out a change, and take it back where the module's answers tell."""
     kept = [t.detach().clone() for t in moved]
     before = wiring.outputs(module, run)
     change_()
     after = wiring.outputs(module, run)
-    if (after - before).norm() <= SAME * before.norm():
-        return True
-    for t, value in zip(moved, kept, strict=True):
-        t.copy_(value)
-    return False
+    if not (after - before).norm() <= SAME * before.norm():
+        for t, value in zip(moved, kept, strict=True):
+            t.copy_(value)

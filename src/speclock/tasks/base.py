@@ -210,11 +210,7 @@ class Task(ABC):
             if examples is not None:
                 total.update(f"{len(examples)}".encode())
                 total.update(np.ascontiguousarray(examples.labels, dtype=np.int64).data)
-                inputs = np.asarray(examples.inputs)
-                if inputs.dtype == object:
-                    total.update(json.dumps(inputs.tolist()).encode())
-                else:
-                    total.update(np.ascontiguousarray(inputs).data)
+                total.update(content(np.asarray(examples.inputs)))
         for name, task in sorted(self.beside.items()):
             total.update(f"{name} {task.digest()}".encode())
         return total.hexdigest()
@@ -533,6 +529,13 @@ class Task(ABC):
         finally:
             module.train(was_training)
         return torch.cat(found).numpy(), torch.cat(sure).double().numpy()
+
+
+def content(inputs: np.ndarray) -> bytes | memoryview:
+    """What a digest of inputs is taken over: their bytes, or as JSON where they are texts."""
+    if inputs.dtype == object:
+        return json.dumps(inputs.tolist()).encode()
+    return np.ascontiguousarray(inputs).data
 
 
 def broken(answers: Int[np.ndarray, " n"]) -> bool:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from speclock import tasks
 from speclock.errors import InputError
-from speclock.tasks.base import Task
+from speclock.tasks.base import Task, content
 from speclock.tasks.image import images_in
 from speclock.tasks.text import texts
 
 
 def digest(inputs: np.ndarray) -> str:
     """SHA-256 over the inputs."""
-    if inputs.dtype == object:
-        return hashlib.sha256(json.dumps(inputs.tolist()).encode()).hexdigest()
-    return hashlib.sha256(np.ascontiguousarray(inputs).data).hexdigest()
+    return hashlib.sha256(content(inputs)).hexdigest()
 
 
 def inputs_of(spec: str, like: Task) -> np.ndarray:
