@@ -25,8 +25,11 @@ def test_a_model_agrees_with_itself_and_a_broken_one_does_not(base: Model, digit
         assert row["examples"] == len(task.test)
     assert same["test split"]["score_base"] == task.score(base)
     assert same["noise"]["score_base"] > 0.5
+    low, high = same["test split"]["interval_change"]
+    assert -0.05 < low < 0 < high < 0.05
     other = cost(base, base.scratch(0), task)["test split"]
     assert other["agreement"] < 0.5
+    assert other["interval_change"][1] < 0
     # Logits ten times as large change no answer and make it overconfident.
     sure = base.copy()
     with torch.no_grad():

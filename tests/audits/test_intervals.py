@@ -11,7 +11,13 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import binom
 
-from speclock.audits.intervals import Reached, mean_interval, slowdown_interval, uplift_interval
+from speclock.audits.intervals import (
+    Reached,
+    change_interval,
+    mean_interval,
+    slowdown_interval,
+    uplift_interval,
+)
 
 BASE, FLOOR = 0.9, 0.55
 HARD, OWN = 2.0, 1.0
@@ -165,6 +171,23 @@ def test_a_run_without_a_mistake_still_has_a_width() -> None:
     assert 0.985 < low < 0.995
     assert high == 1.0
     assert mean_interval(np.empty((0, 400), int), np.ones(400, int), accuracy) is None
+
+
+def test_a_change_is_covered_and_told_by_the_examples_on_which_it_is_one() -> None:
+    """Two models that share nine tenths of their answers: paired, the interval is much narrower than either's own."""
+    rng, n, hits, widths = np.random.default_rng(8), 400, 0, []
+    for _ in range(300):
+        before = rng.random(n) < 0.8
+        other = rng.random(n) < 0.1
+        after = np.where(other, rng.random(n) < 0.7, before)  # a tenth answered anew, worse by a tenth
+        answers = before.astype(int), after.astype(int)
+        low, high = change_interval(*answers, np.ones(n, int), accuracy, draws=400)
+        hits += low <= -0.01 <= high
+        widths.append(high - low)
+    assert plausible(hits, 300, 0.93)
+    assert hits < 300
+    low, high = mean_interval(before.astype(int)[None], np.ones(n, int), accuracy) or (0.0, 0.0)
+    assert np.mean(widths) < 0.6 * (high - low)
 
 
 # -- slowdown --------------------------------------------------------------------------------------------

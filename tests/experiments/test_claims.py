@@ -209,6 +209,8 @@ def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
     assert papers.printed.startswith(verdict)
     assert ours.claim == "Not in the paper: undo keeps the base's utility"
     assert ours.printed == "does not hold: 99.0% → 50.0%"
+    told = next(utility([rows[0], rows[1] | {"examples": 185, "change_ci": [-0.038, 0.016]}])).printed
+    assert told.endswith("on 185 examples, the change's 95% interval −3.8 points to +1.6 points")
     for what, why in (
         ({"status": "diverged"}, "its training diverged"),
         ({"chosen_step": 0}, "it is the model as it was"),

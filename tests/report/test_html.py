@@ -443,6 +443,16 @@ def test_collapsed_runs_have_an_asterisk_and_a_legend(small: Record, collapse_: 
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_what_the_lock_costs_has_the_paired_interval_of_the_change(small: Record) -> None:
+    row = {"examples": 185, "score_base": 0.962, "score_locked": 0.951, "agreement": 0.97}
+    row |= {"calibration_base": 0.02, "calibration_locked": 0.03}
+    small.cost = {"test split": row | {"interval_change": [-0.038, 0.016]}, "windows": row}
+    text = text_of(section(render(small), "cost"))
+    assert "test split 185 96.2% 95.1% −1.1 points −3.8 points to +1.6 points" in text
+    # A record from before has none.
+    assert "windows 185 96.2% 95.1% −1.1 points 97.0%" in text
+
+
 def test_an_extended_budget_is_said(small: Record) -> None:
     assert "extended" not in text_of(section(render(small), "verdict"))
     small.suite["budget"] = 128

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from speclock.audits.intervals import mean_interval
+from speclock.audits.intervals import change_interval, mean_interval
 from speclock.models import Model
 from speclock.tasks.augment import SHIFTS, shifted
 from speclock.tasks.base import NO_ANSWER, Task
@@ -55,7 +55,8 @@ def _of_continuations(base: Model, locked: Model, retain: CausalLM) -> dict[str,
 
 
 def _scores(task: Task, base: Int[np.ndarray, " n"], locked: Int[np.ndarray, " n"]) -> dict[str, Any]:
-    """The scores of both models' answers to the test split, with 95% intervals over examples."""
+    """The scores of both models' answers to the test split, with 95% intervals over examples; that of the change is
+    paired, the examples being the same."""
     truth = task.test.labels
     return {
         **{f"score_{name}": task.measure(of, truth) for name, of in (("base", base), ("locked", locked))},
@@ -63,6 +64,7 @@ def _scores(task: Task, base: Int[np.ndarray, " n"], locked: Int[np.ndarray, " n
             f"interval_{name}": mean_interval(of[None], truth, task.measure)
             for name, of in (("base", base), ("locked", locked))
         },
+        "interval_change": change_interval(base, locked, truth, task.measure),
     }
 
 

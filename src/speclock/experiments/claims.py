@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speclock.locks.composition import parts_of
-from speclock.numbers import NONE, percent, short
+from speclock.numbers import NONE, between, percent, points, short
 
 HOLDS, FALLS, SILENT = "holds", "does not hold", "says nothing"
 
@@ -60,6 +60,8 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
             papers = f"paper: {percent(base['paper'], 0)} → {percent(r['paper'], 0)}"
             claim = f"The lock keeps the base's utility ({papers}{_stand_ins([r])})"
         n = f" on {r['examples']} examples" if "examples" in r else ""
+        if change := between(r.get("change_ci"), points):
+            n += f", the change's 95% interval {change}"
         yield Claim(claim, f"{verdict}: {percent(base['measured'])} → {percent(r['measured'])}{n}")
 
 

@@ -22,6 +22,7 @@ from speclock.attacks.finetune import FineTune
 from speclock.attacks.heal import Heal
 from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
+from speclock.audits.intervals import change_interval
 from speclock.audits.record import Record, read
 from speclock.audits.suite import SCRATCH, Family, Suite, around, listed
 from speclock.audits.tune import chosen, tune
@@ -360,19 +361,20 @@ class _Place:
 
     def utilities(self) -> Iterator[Row]:
         paper = {"": self.of.utility[0], self.of.lock: self.of.utility[1]}
+        truth, before = self.retain.test.labels, self.retain.answers(self.base)
         for lock in ("", *self.of.all_locks):
             card: Mapping[str, Any] = self.locked(lock).card if lock else {}
-            score = card["utility_locked"] if lock else self.retain.score(self.base)
-            target = "locked" if lock else "base"
+            after = self.retain.answers(self.locked(lock).model) if lock else before
             yield row(
-                [score],
-                examples=len(self.retain.test),
+                [card["utility_locked"] if lock else self.retain.measured(before)],
+                examples=len(truth),
+                change_ci=change_interval(before, after, truth, self.retain.measure) if lock else None,
                 status=card.get("status"),
                 chosen_step=card.get("chosen_step"),
                 paper=paper.get(lock),
                 instead=self.instead(self.retain),
                 block="utility",
-                target=target,
+                target="locked" if lock else "base",
                 lock=lock,
                 task=self.of.retain,
             )

@@ -84,5 +84,5 @@ def _environment() -> Environment:
         "percent", "points", "interval", "ratio", "between", "significant", "times", "duration", "plain", "rate",
     ):  # fmt: skip
         environment.filters[name] = getattr(numbers, name)
-    environment.globals |= {"setting": numbers.setting, "times": numbers.times}
+    environment.globals |= {"setting": numbers.setting, "times": numbers.times, "points": numbers.points}
     return environment
