@@ -23,6 +23,7 @@ from speclock.models import Model, identity
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.augment import Augmented
 from speclock.tasks.base import Task
+from speclock.tasks.unlabelled import inputs_of
 from speclock.training import Step, train
 
 
@@ -164,6 +165,33 @@ def test_words_of_further_inputs_count_as_used_and_are_taught(
         speclock.lock(reader, posts, Undo(steps=1, distil_data="mnist"))
     with pytest.raises(InputError, match="no such file"):
         speclock.lock(reader, posts, Undo(steps=1, distil_data="none.txt"))
+
+
+def test_a_table_needs_no_labels_and_what_the_task_is_judged_by_is_not_taught(
+    posts: Task, tmp_path: Path
+) -> None:
+    task, table = posts.divided(), tmp_path / "more.csv"
+    assert task.validation is not None
+    held = [task.test.inputs[0], task.validation.inputs[0]]
+    table.write_text("text\n" + "\n".join(["one more", *held, "two more"]) + "\n", encoding="utf-8")
+    assert inputs_of(str(table), task).tolist() == ["one more", "two more"]
+    table.write_text("text\n" + "\n".join(held) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="nothing but what"):
+        inputs_of(str(table), task)
+    table.write_text("body\none more\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r'line 2 has no "text" \(found: body\)'):
+        inputs_of(str(table), task)
+    table.write_text("text\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no rows"):
+        inputs_of(str(table), task)
+
+
+def test_pairs_of_a_table_are_read_as_pairs(tmp_path: Path) -> None:
+    pairs, table = tmp_path / "pairs.csv", tmp_path / "more.csv"
+    rows = [f"{number} {label},{number} again,{label}" for number in range(5) for label in "ab"]
+    pairs.write_text("\n".join(["text,text_pair,label", *rows]) + "\n", encoding="utf-8")
+    table.write_text("text,text_pair\nfive,six\n", encoding="utf-8")
+    assert inputs_of(str(table), tasks.load(str(pairs))).tolist() == [("five", "six")]
 
 
 def test_a_first_convolution_keeps_the_channels_directions_that_are_read(base: Model, digits: Task) -> None:

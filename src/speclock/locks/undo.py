@@ -54,8 +54,8 @@ class Undo(TrainingRecipe, Lock):
     """Share of each batch that is made from the training inputs (windows and crossovers of texts; shifts and mixtures
     of images) and labelled by the base alone."""
     distil_data: str = ""
-    """Further inputs to make those from, without labels: a .txt with a text in each line, a folder of images, or any
-    task's name or path."""
+    """Further inputs to make those from, without labels: a .txt with a text in each line, a table with a column text,
+    a folder of images, or any task's name or path."""
     forget_task: str = ""
     """What the teacher is made to forget before it teaches: a task's name or path; its labels are not looked at."""
     forget_steps: int = 100

@@ -125,6 +125,21 @@ def from_file(
     )
 
 
+def rows_of(path: Path, *, pairs: bool) -> list[Text]:
+    """Every row's text, or texts, of a file whose labels, if it has any, are not looked at.
+
+    Raises :class:`InputError` as :func:`from_file` does.
+    """
+    found: list[Text] = []
+    for place, row in read_rows(path):
+        where = f"{path}: {place}"
+        text = _text(row, DEFAULT_COLUMNS, "text", where)
+        found.append((text, _text(row, DEFAULT_COLUMNS, "pair", where)) if pairs else text)
+    if not found:
+        raise InputError(f"{path}: no rows. Give it a text in each row.")
+    return found
+
+
 def _missing(path: Path) -> str:
     parent = path.parent
     near = (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from speclock import tasks
 from speclock.errors import InputError
 from speclock.tasks.base import Task, content
+from speclock.tasks.files import SUFFIXES, rows_of
 from speclock.tasks.image import images_in
 from speclock.tasks.text import texts
 
@@ -22,8 +24,10 @@ def digest(inputs: np.ndarray) -> str:
 def inputs_of(spec: str, like: Task) -> np.ndarray:
     """What ``spec`` holds, in the form of the inputs of ``like``.
 
-    A ``.txt`` with a text in each line, a folder of images, or any task's specification, whose training inputs are
-    taken and whose labels are not looked at. Raises :class:`InputError` where they are of another kind or size.
+    A ``.txt`` with a text in each line, a table with a text in each row (a ``.jsonl``, ``.csv`` or ``.parquet`` with a
+    column ``text``, and ``text_pair`` where ``like`` has pairs), a folder of images, or any task's specification, whose
+    training inputs are taken. Labels are not looked at, and what ``like`` is judged by is left out. Raises
+    :class:`InputError` where they are of another kind or size.
     """
     path = Path(spec)
     if path.suffix.lower() == ".txt":
@@ -34,6 +38,8 @@ def inputs_of(spec: str, like: Task) -> np.ndarray:
         if len(found) == 0:
             raise InputError(f"{path}: it is empty. Give it a text in each line.")
         kind = "text"
+    elif path.suffix.lower() in SUFFIXES:
+        found, kind = texts(rows_of(path, pairs=isinstance(like.train.inputs[0], tuple))), "text"
     elif path.is_dir() and not any(inside.is_dir() for inside in path.iterdir()):
         found, kind = images_in(path, like.train.inputs.shape[1:]), "image"
     else:
@@ -45,4 +51,13 @@ def inputs_of(spec: str, like: Task) -> np.ndarray:
     if (type(one) is not type(other)) if kind == "text" else one != other:
         what = "a pair of texts is asked for, or a single one" if kind == "text" else f"{one} is not {other}"
         raise InputError(f"the inputs of {spec} are not like those of {like.name}: {what}.")
-    return found
+    judged = {_key(x) for part in (like.validation, like.test) if part is not None for x in part.inputs}
+    kept = [i for i, x in enumerate(found) if _key(x) not in judged]
+    if not kept:
+        raise InputError(f"{spec} holds nothing but what {like.name} is validated or tested on.")
+    return found[kept]
+
+
+def _key(x: Any) -> Any:
+    """An input as it is found in a set."""
+    return x.tobytes() if isinstance(x, np.ndarray) else x
