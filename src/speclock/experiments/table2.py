@@ -55,6 +55,10 @@ PAPER: dict[str, dict[str, tuple[float, float]]] = {
 """The paper's table, of base and locked model: F1 and the backdoor's success rate before and after the attack."""
 MODELS = {"22M": "minilm", "86M": "smollm2-135m-instruct"}
 """What is taught the task in place of PromptGuard 2, which is gated on the hub and in no package."""
+INSTEAD_OF = {
+    "22M": "PromptGuard 2 22M (its vocabulary lacks the trigger, which it reads as one unknown word)",
+    "86M": "PromptGuard 2 86M",
+}
 
 
 def guard(weights: str, size: str, **settings: Any) -> Guard:
@@ -70,7 +74,7 @@ def guard(weights: str, size: str, **settings: Any) -> Guard:
         beside=paper["F1 after"],
     )
     asked = {"model": MODELS[weights], "retain": f"jailbreak{size}", "others": (backdoor,), **settings}
-    return Guard(instead_of=f"PromptGuard 2 {weights}", utility=paper["F1 before"], **asked)
+    return Guard(instead_of=INSTEAD_OF[weights], utility=paper["F1 before"], **asked)
 
 
 SMOKE: dict[str, Any] = {
