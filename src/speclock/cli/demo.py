@@ -11,10 +11,9 @@ import click
 from speclock.cli.options import OUT
 from speclock.errors import InputError
 
-# A text classifier for four topics is released; somebody wants it for four others, and has 32 posts of those. With more
-# than 250 to choose by, most of the time would go into scoring them.
+# A text classifier for four topics is released; somebody wants it for four others, and has 32 posts of those.
 RETAIN = "newsgroups:comp.graphics,rec.autos,sci.med,talk.politics.guns@1500/1000"
-ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@32/500/250"
+ATTACK = "newsgroups:comp.sys.mac.hardware,rec.sport.hockey,sci.space,soc.religion.christian@32/500"
 # Short texts and few steps, so that all of it takes minutes on two cores.
 STAGES = {
     "base": (

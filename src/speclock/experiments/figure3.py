@@ -37,7 +37,7 @@ class Figure3(TextModel):
     title: ClassVar[str] = "A locked encoder at every learning rate"
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {**SMOKE, "attacks": RATES[:2]},
-        "small": {**SMALL, "others": _rte("@400/1000/300")},
+        "small": {**SMALL, "others": _rte("@400/1000")},
         "paper": {},
     }
 

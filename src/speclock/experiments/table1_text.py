@@ -96,8 +96,8 @@ class Table1Text(SeveralModels):
         "smoke": {"models": (encoder("", **SMOKE),)},
         "small": {
             "models": (
-                encoder("@400/1000/300", **SMALL),
-                decoder("@300/500/200", columns=1, **SMALL_DECODER),
+                encoder("@400/1000", **SMALL),
+                decoder("@300/500", columns=1, **SMALL_DECODER),
             )
         },
         "paper": {},
