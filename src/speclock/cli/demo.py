@@ -27,7 +27,7 @@ STAGES = {
     ),
     "undo": (
         "Locking it by removing what the task does not need",
-        f"lock BASE --task {RETAIN} --lock undo --steps 280 "
+        f"lock BASE --task {RETAIN} --lock undo --steps 400 "
         "--max-utility-drop 0.02 --evaluations 4 --max-length 16",
     ),
     "audit": (
