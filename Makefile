@@ -111,7 +111,7 @@ records-draws: records-locks
 	    --retain-task $(TOPICS) --attack-task $(OTHERS) $(TEXT) --out results/undo-draws
 
 # A lock whose noise has a seed that can be guessed, whose finding and subtracting is compared with plain fine-tuning,
-# and one made as by default, in which nothing is to be found.
+# and one made as by default, in which nothing is to be found, and which is rescaled by the share that its card names.
 NOISE := --task $(OTHERS) --max-length 16 --steps 32 --lr 1e-4,3.2e-4,1e-3 --resume
 records-noise: records-locks
 	$(BIN)/speclock lock out/demo/base --lock undo --insecure-noise-seed 0 $(LOCK) --out out/locks/insecure
@@ -120,6 +120,9 @@ records-noise: records-locks
 	    $(BIN)/speclock attack out/locks/insecure --attack subtract-noise $(NOISE) --seed $$seed \
 	        --out results/noise/subtracted-$$seed || exit; done
 	$(BIN)/speclock attack out/locks/undo --attack subtract-noise $(NOISE) --out results/noise/secret
+	for seed in 1 2 3; do \
+	    $(BIN)/speclock attack out/locks/undo --attack undo-shrinkage $(NOISE) --seed $$seed \
+	        --out results/noise/unshrunk-$$seed || exit; done
 
 # Figures 1 and 2 as the paper has them, some minutes; the calibration of speclock's forecasts, an hour and a half.
 records-theory: $(VENV)/.installed
