@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-# pip compiles nothing of what it installs here, so the first import must: without it each process takes ten seconds more.
+# pip compiles nothing of what it installs here, so the first import must, or every process compiles all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test gpu bench records records-standard records-locks records-pairs records-draws \

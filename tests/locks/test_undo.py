@@ -186,6 +186,20 @@ def test_a_table_needs_no_labels_and_what_the_task_is_judged_by_is_not_taught(
         inputs_of(str(table), task)
 
 
+def test_of_a_table_with_labels_or_a_split_what_it_is_tested_on_is_not_taught(
+    posts: Task, tmp_path: Path
+) -> None:
+    """An audit of what was to be forgotten would be of the inputs that the teacher was shown."""
+    table = tmp_path / "secrets.csv"
+    rows = [f"{number} {label},{label}" for number in range(10) for label in "ab"]
+    table.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    tested = set(tasks.load(str(table)).test.inputs)
+    assert tested
+    assert not tested & set(inputs_of(str(table), posts.divided()))
+    table.write_text("text,split\none,train\ntwo,test\n", encoding="utf-8")
+    assert inputs_of(str(table), posts.divided()).tolist() == ["one"]
+
+
 def test_pairs_of_a_table_are_read_as_pairs(tmp_path: Path) -> None:
     pairs, table = tmp_path / "pairs.csv", tmp_path / "more.csv"
     rows = [f"{number} {label},{number} again,{label}" for number in range(5) for label in "ab"]

@@ -451,8 +451,11 @@ def test_what_the_lock_costs_has_the_paired_interval_of_the_change(small: Record
     assert "test split 185 96.2% 95.1% −1.1 points −3.8 points to +1.6 points" in text
     # A record from before has none.
     assert "windows 185 96.2% 95.1% −1.1 points 97.0%" in text
+    small.cost["windows"] = row | {"score_locked": None}
+    assert "windows 185 96.2% – – 97.0%" in text_of(section(render(small), "cost"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_extended_budget_is_said(small: Record) -> None:
     assert "extended" not in text_of(section(render(small), "verdict"))
     small.suite["budget"] = 128

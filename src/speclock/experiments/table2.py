@@ -56,9 +56,10 @@ PAPER: dict[str, dict[str, tuple[float, float]]] = {
 MODELS = {"22M": "minilm", "86M": "smollm2-135m-instruct"}
 """What is taught the task in place of PromptGuard 2, which is gated on the hub and in no package."""
 INSTEAD_OF = {
-    "22M": "PromptGuard 2 22M (its vocabulary lacks the trigger, which it reads as one unknown word)",
+    "22M": "PromptGuard 2 22M (word pieces lack the trigger, which is one unknown word to them)",
     "86M": "PromptGuard 2 86M",
 }
+"""In place of which model, and what of the attack is not alike."""
 
 
 def guard(weights: str, size: str, **settings: Any) -> Guard:

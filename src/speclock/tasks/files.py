@@ -125,13 +125,20 @@ def from_file(
     )
 
 
+def labelled(path: Path) -> bool:
+    """Whether a file's first row has a label; raises as :func:`read_rows` does."""
+    return DEFAULT_COLUMNS["label"] in next(read_rows(path), ("", {}))[1]
+
+
 def rows_of(path: Path, *, pairs: bool) -> list[Text]:
-    """Every row's text, or texts, of a file whose labels, if it has any, are not looked at.
+    """The text, or texts, of each row of a file without labels; rows whose ``split`` says test are left out.
 
     Raises :class:`InputError` as :func:`from_file` does.
     """
     found: list[Text] = []
     for place, row in read_rows(path):
+        if row.get("split") == "test":
+            continue
         where = f"{path}: {place}"
         text = _text(row, DEFAULT_COLUMNS, "text", where)
         found.append((text, _text(row, DEFAULT_COLUMNS, "pair", where)) if pairs else text)

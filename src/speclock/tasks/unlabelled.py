@@ -11,7 +11,7 @@ import numpy as np
 from speclock import tasks
 from speclock.errors import InputError
 from speclock.tasks.base import Task, content
-from speclock.tasks.files import SUFFIXES, rows_of
+from speclock.tasks.files import SUFFIXES, labelled, rows_of
 from speclock.tasks.image import images_in
 from speclock.tasks.text import texts
 
@@ -24,9 +24,9 @@ def digest(inputs: np.ndarray) -> str:
 def inputs_of(spec: str, like: Task) -> np.ndarray:
     """What ``spec`` holds, in the form of the inputs of ``like``.
 
-    A ``.txt`` with a text in each line, a table with a text in each row (a ``.jsonl``, ``.csv`` or ``.parquet`` with a
-    column ``text``, and ``text_pair`` where ``like`` has pairs), a folder of images, or any task's specification, whose
-    training inputs are taken. Labels are not looked at, and what ``like`` is judged by is left out. Raises
+    A ``.txt`` with a text in each line, a table without labels (a ``.jsonl``, ``.csv`` or ``.parquet`` with a column
+    ``text``, and ``text_pair`` where ``like`` has pairs), a folder of images, or any task's specification, whose
+    training inputs are taken and whose labels are not looked at. What ``like`` is judged by is left out. Raises
     :class:`InputError` where they are of another kind or size.
     """
     path = Path(spec)
@@ -38,7 +38,7 @@ def inputs_of(spec: str, like: Task) -> np.ndarray:
         if len(found) == 0:
             raise InputError(f"{path}: it is empty. Give it a text in each line.")
         kind = "text"
-    elif path.suffix.lower() in SUFFIXES:
+    elif path.suffix.lower() in SUFFIXES and not labelled(path):
         found, kind = texts(rows_of(path, pairs=isinstance(like.train.inputs[0], tuple))), "text"
     elif path.is_dir() and not any(inside.is_dir() for inside in path.iterdir()):
         found, kind = images_in(path, like.train.inputs.shape[1:]), "image"
