@@ -43,6 +43,15 @@ def points(value: float) -> str:
     return f"{sign}{size} points"
 
 
+def more_or_less(value: float) -> str:
+    """A change in percent of what changes, with its sign.
+
+    >>> more_or_less(0.0123), more_or_less(-0.2)
+    ('+1.2%', '−20.0%')
+    """
+    return f"{value:+.1%}".replace("-", "−")
+
+
 def interval(bounds: Any) -> str:
     """Both ends of an interval of scores, or nothing; no score lies outside 0 to 100%.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,7 @@ from speclock.audits.intervals import (
     Reached,
     change_interval,
     mean_interval,
+    perplexity_interval,
     slowdown_interval,
     uplift_interval,
 )
@@ -188,6 +190,39 @@ def test_a_change_is_covered_and_told_by_the_examples_on_which_it_is_one() -> No
     assert hits < 300
     low, high = mean_interval(before.astype(int)[None], np.ones(n, int), accuracy) or (0.0, 0.0)
     assert np.mean(widths) < 0.6 * (high - low)
+
+
+def likelihood(found: np.ndarray, truth: np.ndarray) -> float:
+    return math.exp(-float((found * truth).sum()) / (1e4 * float(truth.sum())))
+
+
+def test_a_likelihood_is_no_proportion_and_its_interval_is_the_bootstrap_s() -> None:
+    """A lock that costs fifty passages a sixth of a point each: with two imaginary ones it would read ± six points."""
+    rng, n = np.random.default_rng(9), 50
+    lengths = rng.integers(150, 250, n)
+    before = rng.normal(7000, 1500, n).round().astype(int)
+    after = before + rng.normal(30, 5, n).round().astype(int)
+    low, high = change_interval(before, after, lengths, likelihood, proportion=False)
+    drawn = []
+    for _ in range(2000):
+        at = rng.integers(0, n, n)
+        drawn.append(likelihood(after[at], lengths[at]) - likelihood(before[at], lengths[at]))
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=3e-4)
+    assert high - low < 0.001
+    low, high = mean_interval(before[None], lengths, likelihood, proportion=False) or (0.0, 1.0)
+    assert 0.4 < low < likelihood(before, lengths) < high < 0.6
+
+
+def test_a_perplexity_s_interval_covers_the_change_of_all_passages() -> None:
+    rng, hits, drift = np.random.default_rng(10), 0, 0.02
+    for _ in range(200):
+        tokens = rng.integers(20, 60, 80)
+        before = tokens * rng.normal(2, 0.5, 80)
+        after = before + tokens * rng.normal(drift, 0.05, 80)
+        low, high = perplexity_interval(before, after, tokens, draws=400) or (1.0, 0.0)
+        hits += low <= math.expm1(drift) <= high
+    assert plausible(hits, 200, 0.93)
+    assert perplexity_interval(np.array([1.0]), np.array([np.nan]), np.array([3])) is None
 
 
 # -- slowdown --------------------------------------------------------------------------------------------

@@ -78,6 +78,8 @@ def test_a_language_model_is_locked_saved_and_audited(
     assert record.attack_task["metric"] == "likelihood"
     cost = record.cost["test split"]
     assert 1 <= cost["perplexity_base"] < 1.5
+    low, high = cost["interval_perplexity"]
+    assert low <= cost["perplexity_locked"] / cost["perplexity_base"] - 1 <= high
     assert "agreement" not in cost
     record.save(tmp_path)
     page = render(read(tmp_path))

@@ -129,7 +129,7 @@ def record(
             "steps": STEPS,
             "budget": STEPS,
             "seeds": list(range(1, seeds + 1)),
-            "listed": False,
+            "listed": [],
         },
         base={"name": "b", "fingerprint": "B"},
         locked={**locked, **fields.pop("locked", {})},
@@ -485,7 +485,7 @@ PLANTED: dict[str, Record] = {
     "still_rising": record(without("locked", *attacked("locked", [0.25, 0.25, 0.25, 0.3, 0.4, 0.5, 0.6]))),
     "edge_of_grid": record(
         without("locked", *attacked("locked", LOCKED)[1:2], *attacked("locked", LOCKED)[3:]),
-        suite={**record([]).suite, "listed": True},
+        suite={**record([]).suite, "listed": ["adamw"]},
     ),
     "inert_attack_wins": record(
         [*sound(), *tried("base", 0.3, attack="fuse"), *attacked("locked", [0.7] * 7, attack="fuse")]
@@ -569,6 +569,29 @@ PLANTED: dict[str, Record] = {
 
 def test_every_flag_is_planted() -> None:
     assert set(PLANTED) == {flag.__name__ for flag in FLAGS}
+
+
+def with_a_head(target: str, end: float) -> list[RunRecord]:
+    """Runs on a model that had a head for the task, and scored 45% before the first step."""
+    points = {
+        "points": [(0, 0.45), (STEPS, end)],
+        "best": max(0.45, end),
+        "best_step": 0 if end < 0.45 else STEPS,
+    }
+    return [
+        final(target, [end], seed=0, stage="search", config={"lr": lr}, **points) for lr in (1e-4, 1e-3, 1e-2)
+    ] + [final(target, [max(0.45, end)], seed=seed, **points) for seed in (1, 2, 3)]
+
+
+def test_what_a_model_did_before_any_attack_is_no_attack_s_success() -> None:
+    """A language model that every rate ruins keeps the score that it came with, and has withstood nothing."""
+    others = [run for run in sound() if run.target not in ("base", "locked")]
+    released = final("released", [0.45], seed=0, attack="released", points=[(0, 0.45)], kind="released")
+    locked = record([*others, released, *with_a_head("base", 0.9), *with_a_head("locked", 0.3)])
+    assert "only_divergence" in names(locked)
+    unlearnt = record([*others, released, *with_a_head("base", 0.5), *with_a_head("locked", 0.3)])
+    assert "attack_fails_on_base" in names(unlearnt)
+    assert "attack_fails_on_base" not in names(locked)
 
 
 @pytest.mark.parametrize("flag", PLANTED)

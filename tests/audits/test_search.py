@@ -29,6 +29,7 @@ def run_of(attack: Attack, curve: list[tuple[int, float]], pruned_at: int | None
         status="ok" if curve else "diverged",
         curve=curve,
         best=max((score for _, score in curve), default=None),
+        best_step=max(curve, key=lambda point: (point[1], -point[0]))[0] if curve else None,
         steps=STEPS,
         first_label=attack.unlabelled(STEPS),
         pruned_at=pruned_at,
@@ -39,12 +40,15 @@ def search(
     family: Family,
     score: Callable[[float], float | None],
     shape: Callable[[float], float] = lambda part: part,
+    start: float | None = None,
 ) -> dict[float, RunRecord]:
-    """The runs of a search over attacks that reach ``score(lr)``, ``shape(part of the budget)`` of it on the way."""
+    """The runs of a search over attacks that reach ``score(lr)``, ``shape(part of the budget)`` of it on the way.
+
+    ``start`` is what a model with a head for the task scores before the first step."""
 
     def attempt(attack: Attack, watch: Watch) -> RunRecord:
         assert isinstance(attack, FineTune)
-        end, curve = score(attack.lr), []
+        end, curve = score(attack.lr), [] if start is None else [(0, start)]
         if end is None:
             return run_of(attack, [])
         first = attack.unlabelled(STEPS)
@@ -118,6 +122,20 @@ def test_where_nothing_learns_rates_far_from_the_listed_ones_are_tried(works_at:
     assert set(hopeless) == {1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1}
 
 
+@pytest.mark.parametrize(("works_at", "elsewhere"), [(1e-2, 0.45), (1e-6, 0.45), (1e-6, 0.3), (1e-6, None)])
+def test_what_a_model_did_before_the_first_step_is_nothing_learnt(
+    works_at: float, elsewhere: float | None
+) -> None:
+    """A language model that all listed rates ruin, leave as it was, or blow up."""
+    runs = search(
+        around(FineTune, 1e-4),
+        lambda lr: 0.6 if lr == works_at else 0.45 if lr < works_at else elsewhere,
+        shape=lambda part: 1.0,
+        start=0.45,
+    )
+    assert runs[works_at].best == 0.6
+
+
 def test_a_rival_is_not_held_to_what_does_not_count() -> None:
     pruning = Pruning(0.1, visible("accuracy", 400), STEPS)
     leader = run_of(FineTune(lr=1e-4), [(10, 1.0), (20, 1.0), (40, 0.3)])
@@ -176,5 +194,5 @@ def test_a_small_split_prunes_only_what_is_far_behind(n: int, given_up: bool) ->
 
 def test_what_is_visible_of_a_likelihood_is_not_what_is_of_an_accuracy() -> None:
     """At a likelihood of one half a tenth is a quarter of a bit a byte: no training on one's own texts brings that."""
-    assert visible("likelihood", 128) == 0.02
+    assert visible("likelihood", 128) == 0.01
     assert visible("f1", 128) > visible("accuracy", 128) == 0.1, "half of the examples are what an F1 is of"

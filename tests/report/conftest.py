@@ -72,7 +72,7 @@ def make_record(
             "steps": STEPS,
             "budget": STEPS,
             "seeds": list(seeds),
-            "listed": False,
+            "listed": [],
             "public_base": None,
             "siblings": [],
         },

@@ -334,10 +334,12 @@ class _Judge:
 
     def _broke(self, index: int, reason: str) -> None:
         """End a run that is no longer finite: without a score, unless it had learnt before."""
-        from speclock.tasks.base import NOTABLE
+        from speclock.tasks.base import LEAST_VISIBLE
 
-        best, learnt = self.outcome.best, self.task.chance + 2 * NOTABLE[self.task.metric]
-        if best is None or best <= learnt:
+        best, curve = self.outcome.best, self.outcome.curve
+        # What a model that came with a head scored before the first step is no achievement of the run's.
+        untaught = max(self.task.chance, curve[0][1] if curve and curve[0][0] == 0 else 0.0)
+        if best is None or best <= untaught + LEAST_VISIBLE[self.task.metric]:
             self._ended(Status.DIVERGED, reason)
             return
         self.outcome.broke_at = index

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from speclock.audits.intervals import change_interval, mean_interval
+from speclock.audits.intervals import change_interval, mean_interval, perplexity_interval
 from speclock.models import Model
 from speclock.tasks.augment import SHIFTS, shifted
-from speclock.tasks.base import NO_ANSWER, Task
+from speclock.tasks.base import NO_ANSWER, Task, is_proportion
 from speclock.tasks.causal_lm import CausalLM
 
 BINS = 15
@@ -48,23 +48,26 @@ def _of_continuations(base: Model, locked: Model, retain: CausalLM) -> dict[str,
         "examples": len(retain.test),
         **_scores(retain, *(retain.answers(model) for model in models.values())),
     }
+    nats = {}
     for name, model in models.items():
-        perplexity = retain.perplexity(model)
+        nats[name], tokens = retain.nats(model, retain.rows(retain.test))
+        perplexity = math.exp(float(nats[name].sum()) / int(tokens.sum()))
         row[f"perplexity_{name}"] = perplexity if math.isfinite(perplexity) else None
+    row["interval_perplexity"] = perplexity_interval(nats["base"], nats["locked"], tokens)
     return row
 
 
 def _scores(task: Task, base: Int[np.ndarray, " n"], locked: Int[np.ndarray, " n"]) -> dict[str, Any]:
     """The scores of both models' answers to the test split, with 95% intervals over examples; that of the change is
     paired, the examples being the same."""
-    truth = task.test.labels
+    truth, proportion = task.test.labels, is_proportion(task.metric)
     return {
         **{f"score_{name}": task.measure(of, truth) for name, of in (("base", base), ("locked", locked))},
         **{
-            f"interval_{name}": mean_interval(of[None], truth, task.measure)
+            f"interval_{name}": mean_interval(of[None], truth, task.measure, proportion=proportion)
             for name, of in (("base", base), ("locked", locked))
         },
-        "interval_change": change_interval(base, locked, truth, task.measure),
+        "interval_change": change_interval(base, locked, truth, task.measure, proportion=proportion),
     }
 
 

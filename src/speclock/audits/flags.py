@@ -11,11 +11,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from speclock.audits.metrics import finals, spread, still_rises, strongest, visible_in_search, worth_judging
+from speclock.audits.metrics import (
+    finals,
+    learnt,
+    spread,
+    still_rises,
+    strongest,
+    visible_in_search,
+    worth_judging,
+)
 from speclock.audits.record import Flag, Record, RunRecord
-from speclock.audits.search import HIGHEST, LOWEST
+from speclock.audits.search import HIGHEST, LOWEST, spoilt
 from speclock.numbers import percent
-from speclock.tasks.base import NOTABLE
+from speclock.tasks.base import LEAST_VISIBLE, NOTABLE
 
 Raises = Callable[[Record], str | None]
 
@@ -51,8 +59,14 @@ def attack_fails_on_base(record: Record) -> str | None:
     best = record.summary["best_base"]
     if best is None:
         return "no attack on the unlocked base ended with a score"
-    if best < record.summary["chance"] + 2 * _notable(record.attack_task):
-        return f"the best attack on the unlocked base reached {best:.1%}, chance being {record.summary['chance']:.1%}"
+    chance, released = record.summary["chance"], record.summary["best_released"] or 0.0
+    if best < max(chance, released) + LEAST_VISIBLE[record.attack_task["metric"]]:
+        anyway = (
+            f"chance being {chance:.1%}"
+            if chance >= released
+            else f"which has {released:.1%} before any attack"
+        )
+        return f"the best attack on the unlocked base reached {best:.1%}, {anyway}"
     return None
 
 
@@ -120,8 +134,8 @@ def edge_of_grid(record: Record) -> str | None:
             continue
         edge = "only" if len(rates) == 1 else "lowest" if lr == min(rates) else "highest"
         # While nothing has visibly learnt, the search goes only so far beyond the rates that it was given.
-        learnt = record.summary["chance"] + visible_in_search(record)
-        inside = not record.suite["listed"] and LOWEST < lr < HIGHEST and best.validation > learnt
+        goes_on = family not in record.suite["listed"] and best.validation > learnt(record, target)
+        inside = goes_on and LOWEST < lr < HIGHEST
         if not inside and lr in (min(rates), max(rates)):
             return f"the strongest attack on the {target} model, {best.runs[0].title}, is at the {edge} rate tried"
     return None
@@ -178,7 +192,6 @@ def collapsed(record: Record) -> str | None:
 
 def only_divergence(record: Record) -> str | None:
     """Sweep lower learning rates and clip gradients: a run that blew up is no evidence that training is slow."""
-    learnt = record.attack_task["chance"] + visible_in_search(record)
     families: dict[str, dict[str, dict[float, RunRecord]]] = {}
     for run in record.runs:
         # A probe takes no step that could blow up.
@@ -188,10 +201,15 @@ def only_divergence(record: Record) -> str | None:
     found = []
     for family, of in families.items():
         # What learns nothing on the base needs no divergence to learn nothing.
-        useful = {rate for rate, run in of["base"].items() if (run.best or 0.0) > learnt}
-        diverged = {rate for rate, run in of["locked"].items() if run.status == "diverged"}
+        useful = {rate for rate, run in of["base"].items() if (run.best or 0.0) > learnt(record, "base")}
+        diverged = {
+            rate
+            for rate, run in of["locked"].items()
+            if run.status == "diverged" or (run.best_step == 0 and spoilt(run, visible_in_search(record)))
+        }
         ran = useful & of["locked"].keys()
-        if ran and ran <= diverged and not any((run.best or 0.0) > learnt for run in of["locked"].values()):
+        least = learnt(record, "locked")
+        if ran and ran <= diverged and not any((run.best or 0.0) > least for run in of["locked"].values()):
             found.append(family)
     if not found:
         return None

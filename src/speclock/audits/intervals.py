@@ -75,20 +75,23 @@ def mean_interval(
     truth: Int[np.ndarray, " n"],
     measure: Measure,
     *,
+    proportion: bool = True,
     draws: int = DRAWS,
     level: float = 0.95,
 ) -> tuple[float, float] | None:
     """Interval of a target's mean score, within [0, 1]; None without a single row of answers.
 
-    One example of value 0 and one of value 1 are thought in addition, so that a run without a mistake does not get
-    an interval without a width, as resampling alone would give it.
+    Of a ``proportion`` (an accuracy, an F1) one example of value 0 and one of value 1 are thought in addition, so that
+    a run without a mistake does not get an interval without a width, as resampling alone would give it. A likelihood
+    is none: no passage lies anywhere near those ends.
     """
     rows = np.asarray(answers)
     if len(rows) == 0:
         return None
     values = _per_example(rows, truth, measure)
-    padded = np.hstack([values, np.zeros((len(rows), 1)), np.ones((len(rows), 1))])
-    low, high = _ends(_means([padded], draws, np.random.default_rng(0))[:, 0], level)
+    if proportion:
+        values = np.hstack([values, np.zeros((len(rows), 1)), np.ones((len(rows), 1))])
+    low, high = _ends(_means([values], draws, np.random.default_rng(0))[:, 0], level)
     return max(0.0, low), min(1.0, high)
 
 
@@ -98,13 +101,14 @@ def change_interval(
     truth: Int[np.ndarray, " n"],
     measure: Measure,
     *,
+    proportion: bool = True,
     draws: int = DRAWS,
     level: float = 0.95,
 ) -> tuple[float, float]:
     """Interval of how much better one model's answers are than another's to the same examples, negative for worse.
 
-    Examples on which the two do alike say nothing, so it is narrower than either score's own. Two more are thought on
-    which one is right and the other wrong, one each way, as in :func:`mean_interval`.
+    Examples on which the two do alike say nothing, so it is narrower than either score's own. Of a ``proportion`` two
+    more are thought on which one is right and the other wrong, one each way, as in :func:`mean_interval`.
 
     >>> truth = np.ones(1000, dtype=int)
     >>> low, high = change_interval(truth, truth, truth, lambda answers, truth: float((answers == truth).mean()))
@@ -112,11 +116,29 @@ def change_interval(
     True
     """
     values = _per_example(np.stack([before, after]), truth, measure)
-    padded = [
-        np.hstack([of[None], np.array([ends])]) for of, ends in zip(values, ((1, 0), (0, 1)), strict=True)
-    ]
+    ends = ((1, 0), (0, 1)) if proportion else ((), ())
+    padded = [np.hstack([of[None], np.array([more])]) for of, more in zip(values, ends, strict=True)]
     earlier, later = _means(padded, draws, np.random.default_rng(0)).T
     return _ends(later - earlier, level)
+
+
+def perplexity_interval(
+    before: Float[np.ndarray, " n"],
+    after: Float[np.ndarray, " n"],
+    tokens: Int[np.ndarray, " n"],
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+) -> tuple[float, float] | None:
+    """Interval of by how much a model's perplexity is above another's, as a share of it: 0.02 is two percent.
+
+    ``before`` and ``after`` are nats of the same rows, drawn as pairs. None where one is not finite.
+    """
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return None
+    n = len(tokens)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
+    return _ends(np.expm1((drawn @ (after - before)) / (drawn @ tokens)), level)
 
 
 class Reached(NamedTuple):

@@ -11,9 +11,9 @@ from jaxtyping import Int
 
 from speclock.audits.intervals import Reached, mean_interval, slowdown_interval, uplift_interval
 from speclock.audits.record import FLOOR, TARGETS, Record, RunRecord
-from speclock.audits.search import SEARCH_EXAMPLES, visible
+from speclock.audits.search import SEARCH_EXAMPLES, untaught, visible
 from speclock.numbers import percent, significant
-from speclock.tasks.base import NO_ANSWER, NOTABLE
+from speclock.tasks.base import NO_ANSWER, NOTABLE, is_proportion
 
 if TYPE_CHECKING:
     from speclock.tasks.base import Task
@@ -106,6 +106,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The record's `summary`."""
     truth, measure = attack.test.labels, attack.measure
+    proportion = is_proportion(record.attack_task["metric"])
     chance, least = record.attack_task["chance"], guess(record)
     floors = {name: found for name in FLOOR if (found := pick(record.runs, name, (least, least))) is not None}
     # Chosen on the validation split: the best of three test scores would flatter the floor, and with it the lock.
@@ -169,7 +170,9 @@ def summarise(
         },
         "intervals": {
             **{
-                f"best_{name}": mean_interval(answers[name], truth, measure) if name in answers else None
+                f"best_{name}": mean_interval(answers[name], truth, measure, proportion=proportion)
+                if name in answers
+                else None
                 for name in TARGETS
             },
             **{f"utility_{name}": _of_utility(record, name) for name in ("base", "locked")},
@@ -369,6 +372,12 @@ def visible_in_search(record: Record) -> float:
     """The difference of two scores in a search of this audit below which their order may be chance."""
     task = record.attack_task
     return visible(task["metric"], min(SEARCH_EXAMPLES, task["validation"]))
+
+
+def learnt(record: Record, target: str) -> float:
+    """The score in a search on a target from which something has been learnt, and not by chance."""
+    runs = [run for run in record.runs if run.target == target and run.stage == "search"]
+    return untaught(runs, record.attack_task["chance"]) + visible_in_search(record)
 
 
 def strongest(record: Record, target: str) -> Pick | None:

@@ -76,6 +76,11 @@ class RunRecord:
         return [(step, score) for step, score in self.curve if step not in self.uncounted]
 
     @property
+    def start(self) -> float | None:
+        """The score before the first step, of a model that came with a head for the task."""
+        return self.curve[0][1] if self.curve and self.curve[0][0] == 0 else None
+
+    @property
     def informed(self) -> bool:
         """Whether the attacker did more than fine-tune."""
         return self.kind not in UNINFORMED

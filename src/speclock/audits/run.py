@@ -36,7 +36,7 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
-RULES = 7
+RULES = 8
 """How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
 
 CURVE_EXAMPLES = 256
@@ -131,7 +131,7 @@ def audit(
                 "steps": budget,
                 "budget": budget,
                 "seeds": list(range(1, seeds + 1)),
-                "listed": not any(family.searched for family in chosen.families),
+                "listed": [family.name for family in chosen.families if not family.searched],
                 "public_base": None if public is None else _identity(public),
                 "siblings": [_identity(sibling) for sibling in siblings],
             },

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from speclock.attacks.base import Attack, Watch
 from speclock.attacks.finetune import FineTune
 from speclock.audits.record import RunRecord
 from speclock.audits.suite import Family
-from speclock.tasks.base import NOTABLE
+from speclock.tasks.base import LEAST_VISIBLE, is_proportion
 
 LOWEST, HIGHEST = 1e-8, 1e2
 """Learning rates beyond which no search goes."""
@@ -23,9 +23,10 @@ def searched(family: Family, attempt: Attempt, pruning: Pruning) -> Iterator[Run
 
     The rates that the family lists come first. While the best of all lies on an edge, the next rate a decade
     further out is tried; once it lies inside, so are the rates half a decade to either side of it. A rate that
-    diverged or collapsed is an edge that the best cannot lie on. While no rate is visibly above chance the best is
-    none, and rates up to two decades beyond the listed ones are tried on both sides; where a rate has blown up, the
-    half decade below it too.
+    diverged, collapsed or ruined the model is an edge that the best cannot lie on. While no rate is visibly above
+    chance (and above what a model that came with a head for the task scored before the first step) the best is none,
+    and rates up to two decades beyond the listed ones are tried on both sides; where a rate has blown up, the half
+    decade below it too.
     """
     found: dict[float, RunRecord] = {}
 
@@ -39,7 +40,7 @@ def searched(family: Family, attempt: Attempt, pruning: Pruning) -> Iterator[Run
         if family.searched and isinstance(attack, FineTune):
             found[attack.lr] = run
         yield run
-    while found and (rate := _next(found, pruning.chance + pruning.visible, family)) is not None:
+    while found and (rate := _next(found, pruning, family)) is not None:
         found[rate] = tried(at(family.attacks[0], rate))
         yield found[rate]
 
@@ -56,19 +57,33 @@ def best_of(runs: dict[float, RunRecord]) -> float | None:
     return max(scored, key=lambda rate: scored[rate], default=None)
 
 
-def _next(runs: dict[float, RunRecord], learnt: float, family: Family) -> float | None:
+def untaught(runs: Iterable[RunRecord], chance: float) -> float:
+    """What is no achievement of any run: chance, and what the model scored before the first step."""
+    return max([chance, *(run.start for run in runs if run.start is not None)])
+
+
+def spoilt(run: RunRecord, visible: float) -> bool:
+    """Whether a run blew up or collapsed, or left a model that came with a head for the task visibly worse than it was,
+    having been of no use before."""
+    if run.best is None:
+        return True
+    return run.best_step == 0 and (run.broke_at is not None or run.curve[-1][1] < run.best - visible)
+
+
+def _next(runs: dict[float, RunRecord], pruning: Pruning, family: Family) -> float | None:
     """The rate to try next; None once the best has neighbours on both sides half a decade off."""
     if all(run.status == "failed" for run in runs.values()):
         return None  # what does not fit a model at one rate fits at none
-    best = best_of(runs)
-    if (best is None or (runs[best].best or 0.0) <= learnt) and (rate := _below_the_edge(runs)) is not None:
-        return rate
-    if best is None:
-        # Everything blew up or collapsed: only lower rates may not.
-        lower = _rounded(min(runs) / 10)
-        return lower if lower >= LOWEST else None
-    if (runs[best].best or 0.0) <= learnt:
-        return _beyond(runs, family)
+    best, sound = best_of(runs), {rate for rate, run in runs.items() if not spoilt(run, pruning.visible)}
+    learnt = untaught(runs.values(), pruning.chance) + pruning.visible
+    if best is None or (runs[best].best or 0.0) <= learnt:
+        if (rate := _below_the_edge(runs, sound)) is not None:
+            return rate
+        if not sound:
+            # Everything blew up, collapsed or ruined the model: only lower rates may not.
+            lower = _rounded(min(runs) / 10)
+            return lower if lower >= LOWEST else None
+        return _beyond(runs, sound, family)
     if best in (max(runs), min(runs)):
         further = _rounded(best * 10 if best == max(runs) else best / 10)
         if LOWEST <= further <= HIGHEST:
@@ -77,20 +92,20 @@ def _next(runs: dict[float, RunRecord], learnt: float, family: Family) -> float 
     return next((rate for rate in between if rate not in runs and min(runs) < rate < max(runs)), None)
 
 
-def _below_the_edge(runs: dict[float, RunRecord]) -> float | None:
-    """Between the highest rate with a score and the next, which blew up: the largest that do not may alone learn."""
-    highest = max((rate for rate, run in runs.items() if run.best is not None), default=None)
+def _below_the_edge(runs: dict[float, RunRecord], sound: set[float]) -> float | None:
+    """Between the highest sound rate and the next, which blew up: the largest that do not may alone learn."""
+    highest = max(sound, default=None)
     above = min((rate for rate in runs if highest is not None and rate > highest), default=None)
     if highest is None or above is None or above < 5 * highest:
         return None
     return _rounded(above / 10**0.5)
 
 
-def _beyond(runs: dict[float, RunRecord], family: Family) -> float | None:
+def _beyond(runs: dict[float, RunRecord], sound: set[float], family: Family) -> float | None:
     """Where to look while nothing has learnt: further up, unless that blew up, then further down."""
     listed = [attack.lr for attack in family.attacks if isinstance(attack, FineTune)]
     higher, lower = _rounded(max(runs) * 10), _rounded(min(runs) / 10)
-    if runs[max(runs)].best is not None and higher <= min(HIGHEST, 101 * max(listed)):
+    if max(runs) in sound and higher <= min(HIGHEST, 101 * max(listed)):
         return higher
     return lower if lower >= max(LOWEST, min(listed) / 101) else None
 
@@ -119,12 +134,11 @@ def rungs(steps: int) -> list[int]:
 def visible(metric: str, n: int) -> float:
     """The difference between two scores on ``n`` examples below which their order may be chance.
 
-    Half the 95% interval of a proportion near one half, and never less than twice what is notable (a tenth of an
-    accuracy): the best of a sweep at chance lies that far above it. An F1 is one of the positive examples, half of
-    them or so. A likelihood moves alike on all examples, whichever they are.
+    Half the 95% interval of a proportion near one half, and never less than the best of a sweep at chance lies above
+    it. An F1 is one of the positive examples, half of them or so; a likelihood is no proportion.
     """
-    least = 2 * NOTABLE[metric]
-    if metric == "likelihood":
+    least = LEAST_VISIBLE[metric]
+    if not is_proportion(metric):
         return least
     return max(least, 0.98 / (n / 2 if metric == "f1" else n) ** 0.5)
 

@@ -84,5 +84,10 @@ def _environment() -> Environment:
         "percent", "points", "interval", "ratio", "between", "significant", "times", "duration", "plain", "rate",
     ):  # fmt: skip
         environment.filters[name] = getattr(numbers, name)
-    environment.globals |= {"setting": numbers.setting, "times": numbers.times, "points": numbers.points}
+    environment.globals |= {
+        "setting": numbers.setting,
+        "times": numbers.times,
+        "points": numbers.points,
+        "more_or_less": numbers.more_or_less,
+    }
     return environment

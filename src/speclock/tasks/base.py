@@ -35,6 +35,15 @@ Kind = Literal["classification", "causal-lm"]
 NOTABLE: Mapping[str, float] = {"accuracy": 0.05, "f1": 0.05, "likelihood": 0.01}
 """By metric, how much of a score means something to whoever uses the model. A hundredth of a byte's likelihood is a
 thirtieth of a bit, or a tenth of a token's perplexity, where a byte's likelihood is about one half."""
+LEAST_VISIBLE: Mapping[str, float] = {"accuracy": 0.1, "f1": 0.1, "likelihood": 0.01}
+"""By metric, what the best of a few runs may lie above what they all started from without having learnt anything. A
+likelihood moves alike on all examples, whichever they are: what is notable is visible."""
+
+
+def is_proportion(metric: str) -> bool:
+    """Whether a metric counts right answers, so that it is 1 only as long as no mistake has been seen."""
+    return metric != "likelihood"
+
 
 NO_ANSWER = -1
 """Stands for the label where a model's logits are not finite."""
