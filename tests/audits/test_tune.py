@@ -145,6 +145,18 @@ def test_the_choice_is_the_least_uplift_that_is_paid_for(tmp_path: Path) -> None
     assert "undo:beta=0.2" in svg
 
 
+def test_what_is_asked_for_first_is_tried_first(
+    two_layers: Model, digits: Task, silhouettes: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speclock.audits.work.SCRATCH_BUDGET", 1)
+    asked = {"max_utility_drop": 0.2, "suite": SUITE, "objective": "score", "folder": tmp_path}
+    retain, proxy = digits.divided().limit(100, 60, 60), silhouettes.divided().limit(40, 60, 60)
+    given = ("rescale:factor=1.2,top_k=1",)
+    for trials in (1, 2):  # the second as a search that goes on
+        found = tune(two_layers, retain, proxy, locks=("rescale",), first=given, trials=trials, **asked)  # type: ignore[arg-type]
+    assert [trial.lock == given[0] for trial in found] == [True, False]
+
+
 def test_a_lock_that_there_is_not_is_told_before_any_work(base: Model, digits: Task, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown lock 'udno'"):
         tune(base, digits, digits, max_utility_drop=0.1, locks=("udno",), folder=tmp_path)

@@ -108,6 +108,24 @@ def test_the_guard_falls_back_to_the_strongest_state_that_holds(base: Model, dig
     assert card["utility_locked"] == digits.score(locked)
 
 
+def test_a_lock_that_nothing_guards_keeps_its_last_state_whatever_its_strength(
+    base: Model, digits: Task
+) -> None:
+    """As the paper has it: decay takes σ down, and what comes out of the training is the lock."""
+    weak = {
+        "alpha": 1.0,
+        "weight_decay": 10.0,
+        "optimizer": "adamw",
+        "lr": 1e-2,
+        "steps": 10,
+        "evaluations": 2,
+    }
+    unguarded = LOCKS["specdef"](**weak, max_utility_drop=1)(base, digits).card
+    assert unguarded["chosen_step"] == 10
+    assert unguarded["strength_locked"] < unguarded["curve"][0][2]
+    assert LOCKS["specdef"](**weak, max_utility_drop=0.99)(base, digits).card["chosen_step"] == 0
+
+
 def test_a_lock_that_diverges_returns_the_base(base: Model, digits: Task) -> None:
     lock = LOCKS["specdef"](optimizer="sgd", lr=1e30, steps=20, evaluations=2)
     locked, card = lock(base, digits)

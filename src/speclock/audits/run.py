@@ -56,6 +56,7 @@ def audit(
     public: Model | None = None,
     siblings: tuple[Model, ...] = (),
     student: bool | None = None,
+    repeat: bool = True,
     folder: Path | None = None,
     shared: Path | None = None,
     floors: Path | None = None,
@@ -72,9 +73,10 @@ def audit(
     ``locked`` with its lock card (:class:`Locked`) lets the control be trained. ``public`` is a public model that
     the attacker knows the locked one to be made from, ``siblings`` are other releases of the same base; without
     them, attacks that need them are left out. ``student`` asks for the student of the base's answers, which the
-    standard suite has anyway. With ``folder``, finished runs are kept there, and a killed audit goes on from them
-    to the same summary; runs on the base go to ``shared`` where that is given, for audits of other locks of the
-    same base, and those of the floor to ``floors``, for all audits on the same data.
+    standard suite has anyway. ``repeat=False`` leaves out that the card's lock is made once more, to see whether it
+    leads to the file: for who has just made it. With ``folder``, finished runs are kept there, and a killed audit
+    goes on from them to the same summary; runs on the base go to ``shared`` where that is given, for audits of
+    other locks of the same base, and those of the floor to ``floors``, for all audits on the same data.
 
     ``jobs`` processes share the work, each with its share of the cores, on the GPUs in turn where there are any. A
     run depends on nothing but its seed and the number of threads it sums with.
@@ -109,6 +111,7 @@ def audit(
             retain=retain,
             stages=claimed.stages,
             with_student=chosen.student if student is None else student,
+            repeat=repeat,
             folders=_folders(kept, shared or kept, floors or kept),
         )
         work = Work(

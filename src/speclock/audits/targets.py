@@ -40,6 +40,8 @@ class Targets:
     stages: tuple[Stage, ...]
     """What the lock card says was done, from which the control is trained; nothing where there is no card."""
     with_student: bool
+    repeat: bool
+    """Whether the card's lock is made once more, and compared with the file."""
     folders: dict[str, Path]
     """Where the trained ones are kept."""
 

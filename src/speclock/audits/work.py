@@ -85,7 +85,7 @@ class Work:
         answered += ["classical"] * (not self.task.in_place)
         self._do(crew, [*self._searches(first), *map(Unit, answered)])
         self._settle()
-        prepared = [*trained, *["repeated"] * bool(self.targets.stages)]
+        prepared = [*trained, *["repeated"] * bool(self.targets.stages and self.targets.repeat)]
         self._do(crew, [*map(Unit, prepared), *self._finals(first), *self._searches(["locked"])])
         explaining = [name for name in trained if name in self.targets.names()]
         self._do(crew, [*self._finals(["locked"]), *self._searches(explaining)])

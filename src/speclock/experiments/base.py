@@ -57,6 +57,8 @@ class Experiment(ABC):
     title: ClassVar[str]
     scales: ClassVar[dict[str, dict[str, Any]]]
     """The settings that differ from the defaults, which are the paper's, by scale."""
+    departures: ClassVar[tuple[str, ...]] = ()
+    """What is ours at any scale, where the paper gives nothing or has what nobody else has."""
 
     @classmethod
     def at(cls, scale: str) -> Self:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,12 +24,23 @@ from speclock.attacks.heal import Heal
 from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
 from speclock.audits.intervals import change_interval
-from speclock.audits.record import Record, read
+from speclock.audits.metrics import Pick, pick
+from speclock.audits.record import Record, RunRecord, read
+from speclock.audits.run import CURVE_EXAMPLES
 from speclock.audits.suite import SCRATCH, Family, Suite, around, listed
-from speclock.audits.tune import chosen, tune
+from speclock.audits.tune import Trial, chosen, tune
+from speclock.curvature import spectral_ends
 from speclock.experiments.base import Experiment, Row, once, row
-from speclock.experiments.claims import KEPT, Claim, curvature, name_of, trained_no_more, utility
-from speclock.forecast.measurement import sharpness
+from speclock.experiments.claims import (
+    KEPT,
+    Claim,
+    curvature,
+    name_of,
+    trained_no_more,
+    tuning,
+    utility,
+)
+from speclock.forecast.objective import Objective
 from speclock.locks.base import Locked
 from speclock.locks.card import read_card
 from speclock.locks.composition import lock_named
@@ -36,11 +48,17 @@ from speclock.models import Model
 from speclock.recipe import TrainingRecipe
 from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks import parse
-from speclock.tasks.base import Metric, Task
+from speclock.tasks.base import Metric, Task, is_proportion
 from speclock.training import Checkpoint, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
+
+
+UNGUARDED = ",max_utility_drop=1,evaluations=1"
+"""Of a lock as the paper has it: nothing watches its utility, and its last state is taken."""
+_POINT = 0.01
+"""Utility that a tuned lock may lose."""
 
 
 def locked_in(
@@ -57,11 +75,17 @@ def locked_in(
     return Locked(models.load(str(folder)), card)
 
 
+def fell_back(card: Mapping[str, Any]) -> bool:
+    """Whether a lock, in all of its parts, left the model as it was before."""
+    return all(part["chosen_step"] == 0 for part in card.get("parts", [card]))
+
+
 def audited_in(place: Path, **asked: Any) -> Record:
     """The audit's record, kept in ``place``."""
-    if not place.exists():
-        record = speclock.audit(**asked)
-        place.mkdir()
+    if not (place / "audit.json").exists():
+        # Its lock was made by this very run: there is no card to be checked by making it once more.
+        record = speclock.audit(**asked, repeat=False)
+        place.mkdir(exist_ok=True)
         record.save(place)
     return read(place)
 
@@ -91,6 +115,16 @@ def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any
         )
         found["ci"] = summary["intervals"].get(f"best_{target}")
         if target == "locked":
+            found["fell_back"] = fell_back(record.locked["card"])
+            found["uplift_ci"] = summary["intervals"]["uplift"]
+            # A probe trains nothing, and reads an untrained network too.
+            trained = picked(record, lambda run: run.kind != "probe")
+            found["best_trained"] = trained and trained.score
+            found["best_trained_by"] = trained and trained.runs[0].title
+            strongest = picked(record)
+            found["strongest_steps"] = (
+                strongest and strongest.runs[0].kind != "probe" and strongest.runs[0].steps
+            )
             # Its own base's, which another audit may have given another budget.
             quoted = (
                 "best_base",
@@ -105,6 +139,49 @@ def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any
             found |= {name: summary[name] for name in quoted}
             found |= {"verdict": record.verdict, "flags": [flag.name for flag in record.flags]}
         yield found
+
+
+def picked(record: Record, counts: Callable[[RunRecord], bool] = lambda run: True) -> Pick | None:
+    """The attacker's pick on the locked model among the finalists that ``counts`` admits."""
+    anyway = (record.summary["floor"], record.summary["floor_validation"])
+    return pick(record.runs, "locked", anyway, counts)
+
+
+def rows_by_optimizer(record: Record, lock: str, attacks: Sequence[Printed], **what: Any) -> Iterator[Row]:
+    """Each optimizer at the best rate that its search found, on base and locked model.
+
+    Of those that came to the finals the test scores of every seed; of the others the search's own best, on validation
+    under one seed, and said to be."""
+    for attack in {attack.optimizer: attack for attack in attacks}.values():
+        for target in ("base", "locked"):
+            runs = [
+                run
+                for run in record.runs
+                if (run.target, run.attack) == (target, FineTune.name)
+                and run.config["optimizer"] == attack.optimizer
+            ]
+            finals = [run for run in runs if run.stage == "final" and run.test is not None]
+            tried = [run for run in runs if run.stage == "search" and run.best is not None]
+            if not finals and not tried:
+                continue
+            groups: dict[str, list[RunRecord]] = {}
+            for run in finals:
+                groups.setdefault(run.key, []).append(run)
+            best = max(
+                groups.values(), key=lambda group: fmean(run.best or 0.0 for run in group), default=None
+            )
+            best = best or [max(tried, key=lambda run: run.best or 0.0)]
+            yield row(
+                [run.test if run.test is not None else run.best or 0.0 for run in best],
+                **what,
+                block="at its best",
+                target=target,
+                lock=lock if target == "locked" else "",
+                optimizer=attack.optimizer,
+                lr=best[0].config["lr"],
+                split="test" if finals else "validation",
+                rates=len({run.config["lr"] for run in runs}),
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +225,7 @@ class Locking(Experiment):
     training: dict[str, Any]
     """How the base is trained."""
     lock: str
-    """The paper's lock, as `speclock lock --lock` has it; its utility is not guarded, and its last state is taken."""
+    """The paper's lock, as `speclock lock --lock` has it, :data:`UNGUARDED`."""
     our_locks: tuple[str, ...]
     others: tuple[Other, ...]
     attacks: tuple[Printed, ...]
@@ -164,11 +241,16 @@ class Locking(Experiment):
     proxy: str = ""
     """The attack task that the paper's lock is tuned on; on its own data the tuned lock is not quoted."""
     trials: int = 0
-    """Settings of the lock that are tried."""
+    """Settings of the lock that are tried, the printed ones first."""
     tuned_from: tuple[str, ...] = ()
     """The paper's lock with what is not searched of its settings, once for each optimizer."""
+    finalists: int = 2
+    """Families of an audit that are run again under every seed."""
     seeds: int = 3
     jobs: int = 2
+
+    draws_curves: ClassVar[bool] = False
+    """Whether the figure shows the printed runs on their way, which must be scored there then."""
 
     def steps(self, task: Task) -> int:
         """Of the printed attack; the search has as many."""
@@ -192,7 +274,7 @@ class Locking(Experiment):
 
     def rows(self, kept: Path) -> list[Row]:
         at = _Place(self, kept)
-        rows = [*at.utilities(), *at.spectra(), *at.curvatures()]
+        rows = [*at.search_for_a_lock(), *at.utilities(), *at.spectra(), *at.curvatures()]
         for other in self.others:
             rows += [*at.before(other), *at.printed(other)]
             seen = self.proxy and parse(other.task).base == parse(self.proxy).base
@@ -202,7 +284,7 @@ class Locking(Experiment):
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         columns = [trained_no_more(rows, other.column) for other in self.others]
-        return [*utility(rows), *curvature(rows), *columns]
+        return [*utility(rows), *curvature(rows), *tuning(rows), *columns]
 
     def draw(self, rows: list[Row]) -> Figure:
         from matplotlib.figure import Figure as Canvas
@@ -332,56 +414,89 @@ class _Place:
 
     def number(self, lock: str) -> int:
         """A lock's place among those that there are, by which its files are called."""
-        return (*self.of.all_locks, *self.tuned).index(lock)
+        return self.every_lock.index(lock)
 
     @cached_property
-    def tuned(self) -> tuple[str, ...]:
-        """The strongest of the paper's lock under settings of the search's own, for a point of utility."""
+    def trials(self) -> list[Trial]:
+        """The search over the settings of the paper's lock, which begins with the printed ones."""
         if not self.of.trials:
-            return ()
+            return []
         place = self.kept / "tune"
         place.mkdir(exist_ok=True)
-        trials = tune(
+        return tune(
             self.base,
             self.retain,
             self.task(self.of.proxy),
             max_utility_drop=0.01,
             locks=self.of.tuned_from,
+            first=(self.of.lock.removesuffix(UNGUARDED),),
             trials=self.of.trials,
             objective="score",
-            suite=self.suite(self.task(self.of.proxy)),
+            suite=self.tuning_suite(self.task(self.of.proxy)),
             jobs=self.of.jobs,
             folder=place,
             floors=self.kept,
         )
-        best = chosen(trials, 0.01, "score")
-        return () if best is None else (f"{best.lock},max_utility_drop=0.01",)
+
+    @cached_property
+    def tuned(self) -> tuple[str, ...]:
+        """The strongest that it found for a point of utility."""
+        best = chosen(self.trials, _POINT, "score")
+        return () if best is None else (f"{best.lock},max_utility_drop={_POINT}",)
 
     # -- rows ----------------------------------------------------------------------------------------------
+
+    def search_for_a_lock(self) -> Iterator[Row]:
+        """How many settings of the paper's lock were tried, and what the best of them left on the task that they were
+        tried on."""
+        if not self.trials:
+            return
+        best = chosen(self.trials, _POINT, "score")
+        yield row(
+            [1.0 if best is None else best.score],
+            block="tuning",
+            target="locked",
+            lock="" if best is None else best.lock,
+            task=self.of.proxy,
+            trials=len(self.trials),
+            audited=sum(trial.status == "audited" for trial in self.trials),
+            strongest_attack=best and best.strongest_attack,
+            max_utility_drop=_POINT,
+        )
+
+    @property
+    def every_lock(self) -> tuple[str, ...]:
+        """The paper's, ours, and the paper's as tuned."""
+        return (*self.of.all_locks, *self.tuned)
 
     def utilities(self) -> Iterator[Row]:
         paper = {"": self.of.utility[0], self.of.lock: self.of.utility[1]}
         truth, before = self.retain.test.labels, self.retain.answers(self.base)
-        for lock in ("", *self.of.all_locks):
+        for lock in ("", *self.every_lock):
             card: Mapping[str, Any] = self.locked(lock).card if lock else {}
             after = self.retain.answers(self.locked(lock).model) if lock else before
             yield row(
                 [card["utility_locked"] if lock else self.retain.measured(before)],
                 examples=len(truth),
-                change_ci=change_interval(before, after, truth, self.retain.measure) if lock else None,
+                change_ci=change_interval(
+                    before, after, truth, self.retain.measure, proportion=is_proportion(self.retain.metric)
+                )
+                if lock
+                else None,
                 status=card.get("status"),
-                chosen_step=card.get("chosen_step"),
+                fell_back=bool(card) and fell_back(card),
                 paper=paper.get(lock),
                 instead=self.instead(self.retain),
                 block="utility",
                 target="locked" if lock else "base",
                 lock=lock,
+                tuned_on=self.of.proxy if lock in self.tuned else None,
                 task=self.of.retain,
             )
 
     def spectra(self) -> Iterator[Row]:
         """The mean over all weight matrices of σ₁."""
-        for lock in ("", *self.of.all_locks):
+        for lock in ("", *self.every_lock):
             model = self.locked(lock).model if lock else self.base
             tops = [float(singular_values(w.matrix.detach(), 1)[0]) for w in weight_matrices(model.module)]
             yield row(
@@ -394,17 +509,24 @@ class _Place:
             )
 
     def curvatures(self) -> Iterator[Row]:
-        """λ_max(H) of base and locked model on the same examples of the first other task, each under the same head."""
+        """σ_max(H) of base and locked model on the same examples of the first other task, each under the same head:
+        one sample and one head for each seed."""
         task = self.task(self.of.others[0].task)
-        for lock in ("", *self.of.all_locks):
+        for lock in ("", *self.every_lock):
             number = self.number(lock) if lock else "base"
 
-            def measured(lock: str = lock) -> list[float]:
+            def measured(lock: str = lock) -> list[list[float]]:
                 model = self.locked(lock).model if lock else self.base
-                return [sharpness(model, task, seed=seed).start.value for seed in range(self.of.seeds)]
+                ends = [
+                    spectral_ends(Objective.of(model, task, seed=seed).hessian(), "LM", seed=seed).by_modulus
+                    for seed in range(self.of.seeds)
+                ]
+                return [[abs(end.value), end.residual] for end in ends]
 
+            found = once(self.kept / f"curvature-{number}.json", measured)
             yield row(
-                once(self.kept / f"curvature-{number}.json", measured),
+                [value for value, _ in found],
+                residuals=[residual for _, residual in found],
                 instead=self.instead(task),
                 batch_norm=any(isinstance(part, _BatchNorm) for part in self.base.module.modules()),
                 block="curvature",
@@ -492,7 +614,10 @@ class _Place:
         if task.kind == "classification" and len(model.labels or ()) == len(task.labels):
             model = replace(model, labels=task.labels)
         how = replace(self.of.as_printed(attack), seed=seed)
-        attacked, outcome = how(model, task, steps, utility=False)
+        # Nothing is chosen on the way: what is scored there is drawn, or is one look at the end.
+        due = None if self.of.draws_curves else (steps,)
+        seen = task.limit(validation=CURVE_EXAMPLES)
+        attacked, outcome = how(model, seen, steps, due=due, utility=False)
         diverged = not outcome.stayed_finite
         return {
             "score": task.chance if diverged else task.score(attacked),
@@ -531,6 +656,16 @@ class _Place:
             task=other.task,
             tuned_on=self.of.proxy if lock in self.tuned else None,
         )
+        if number == 0:
+            what = {"instead": self.instead(task), "column": other.column, "task": other.task}
+            yield from rows_by_optimizer(record, lock, self.of.attacks, chance=task.chance, **what)
+
+    def tuning_suite(self, task: Task) -> Suite:
+        """What a trial is audited by: AdamW, and clipping first. The lock that is chosen meets the whole suite."""
+        whole = self.suite(task)
+        few = tuple(family for family in whole.families if family.searched)
+        named = [family for family in few if family.attacks[0].config().get("optimizer") == "adamw"]
+        return replace(whole, families=tuple(named), finalists=2)
 
     def suite(self, task: Task) -> Suite:
         """Each of the table's optimizers with its rate searched, the printed attacks under a fresh head, and what
@@ -558,7 +693,8 @@ class _Place:
                 *listed(*(attack for attack in printed if attack.label not in {f.name for f in families})),
                 *(informed[name] for name in self.of.informed),
             ),
+            finalists=self.of.finalists,
             extended=False,
-            # SGD trains no transformer from scratch.
-            scratch=SCRATCH[:1] if self.retain.modality == "text" else SCRATCH,
+            # As in `quick`: AdamW, which trains any network from scratch.
+            scratch=SCRATCH[:1],
         )

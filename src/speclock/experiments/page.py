@@ -9,14 +9,17 @@ from typing import Any
 
 from speclock.experiments import EXPERIMENTS
 from speclock.experiments.base import Experiment, made_otherwise, settings_of
-from speclock.numbers import NONE, interval, percent
+from speclock.experiments.claims import name_of
+from speclock.numbers import NONE, interval, percent, short
 
 _HEAD = """# The paper, claim by claim
 
 Written by `speclock reproduce all`, from the records beside the figures; verdicts follow from rules, and none is
-typed. *As printed* is the paper's own setting, but for what each part names as unlike it; *under the search* an audit
-with as many steps looks for each optimizer's best rate, repairs the spectrum first, and counts from the floor that an
-attacker has without the weights. Means are over the runs that did not diverge.
+typed. *As printed* is the paper's own setting, but for what each part names as ours or as unlike it; *under the search*
+an audit with as many steps looks for each optimizer's best rate, repairs the spectrum first, and counts from the floor
+that an attacker has without the weights. Means are over the runs that did not diverge; intervals of several seeds are
+Student's, those under the search an audit's. Where the base is worth no more than the floor, a claim is about
+trainability alone, and is judged by whether any training on the locked model works.
 """
 
 
@@ -35,6 +38,8 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
             f"torch {environment['torch']}, {machine}."
             + (" **Made with other settings than the command's of today.**" if made_otherwise(record) else "")
         )
+        if experiment.departures:
+            parts.append(f"Ours: {'; '.join(experiment.departures)}.")
         if unlike := list(_unlike_the_papers(record)):
             parts.append(f"Unlike the paper's: {'; '.join(unlike)}.")
         if instead := sorted({row["instead"] for row in record["rows"] if row.get("instead")}):
@@ -44,6 +49,7 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
             lines += [f"| {c.claim} | {c.printed} | {c.searched} |" for c in claims]
             parts.append("\n".join(lines))
         parts.append(f"![{experiment.title}]({link}/{name}.png)")
+        parts += _blocks(record["rows"])
         if rows := [row for row in record["rows"] if row["paper"] is not None and "block" in row]:
             parts.append(_beside_the_papers(rows))
     return "\n\n".join(parts) + "\n"
@@ -61,17 +67,79 @@ def _unlike_the_papers(record: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{of}{name} {_said(value)} ({_said(papers.get(name))})"
 
 
-_SHORTER = ("retain", "others", "training", "epochs", "max_length", "task", "seeds")
-"""Settings of data and length: a smaller scale has less of them."""
+_SHORTER = (
+    *("retain", "others", "training", "unlearning", "epochs", "max_length", "task", "seeds"),
+    *("lock", "our_locks", "informed", "finalists", "proxy", "trials"),
+)
+"""Settings of data, length and search: a smaller scale has less of them."""
 
 
 def _said(value: Any) -> str:
     """A setting in a word."""
     if isinstance(value, list):
-        return ", ".join(each["task"] for each in value)
+        each = [found["task"] if isinstance(found, dict) else str(found) for found in value]
+        return ", ".join(each) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{name} {each}" for name, each in value.items())
     return str(value)
+
+
+def _blocks(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A table for each column of the paper's: as printed, at the best rate, under the whole search, the floor."""
+    found = [row for row in rows if row.get("column") and row.get("block") in _BLOCKS]
+    for model, column in dict.fromkeys((row.get("model"), row["column"]) for row in found):
+        cells: dict[tuple[str, str], dict[str, str]] = {}
+        floors: dict[tuple[str, str], str] = {}
+        for row in found:
+            if (row.get("model"), row["column"]) != (model, column):
+                continue
+            block, target = row["block"], row["target"]
+            if block == "searched":
+                # The base's own row stands first, and is that of the paper's lock too.
+                lock = name_of(row["lock"]) + (" (tuned)" if row.get("tuned_on") else "")
+                names = (
+                    [lock]
+                    if row["lock"]
+                    else [name_of(other["lock"]) for other in found if other["lock"]][:1]
+                )
+                at = [(_BLOCKS[block], name) for name in names]
+                floors[at[0]] = f"{percent(row['floor'])} ({row['floor_by'] or 'chance'})"
+            else:
+                at = [(_BLOCKS[block], row["optimizer"])]
+            for place in at:
+                cells.setdefault(place, {})[target] = _cell(row)
+        if not cells:
+            continue
+        title = f"**{column}**" + (f", {model}" if model else "")
+        lines = ["| block | by | base | control | locked | floor |", "| --- | --- | --- | --- | --- | --- |"]
+        for (block, name), by in cells.items():
+            scores = " | ".join(by.get(target, NONE) for target in ("base", "control", "locked"))
+            lines.append(f"| {block} | {name} | {scores} | {floors.get((block, name), NONE)} |")
+        yield title + "\n\n" + "\n".join(lines)
+
+
+_BLOCKS = {
+    "as printed": "as printed",
+    "at its best": "searched, each optimizer",
+    "searched": "searched, lock by lock",
+}
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """A score with its rate and what qualifies it."""
+    runs, diverged = row.get("runs", len(row["seeds"])), row.get("diverged", 0)
+    if (diverged and diverged == runs) or row.get("scored") is False:
+        return "diverged"
+    said = percent(row["measured"])
+    if "lr" in row:
+        said += f" at {short(row['lr'])}"
+    if diverged:
+        said += f", {diverged} of {runs} diverged"
+    if row.get("collapsed"):
+        said += f", {row['collapsed']} of {runs} collapsed"
+    if row.get("split") == "validation":
+        said += " (validation, one seed)"
+    return said
 
 
 def _beside_the_papers(rows: list[dict[str, Any]]) -> str:

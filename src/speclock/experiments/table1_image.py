@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from speclock.experiments.locking import Locking, Other, Printed
+from speclock.experiments.locking import UNGUARDED, Locking, Other, Printed
 
 # B.2: "we use this exact same set up to lock".
 _SETUP = {"optimizer": "adadelta", "lr": 1.0, "schedule": "step", "gamma": 0.7, "batch_size": 32}
 LOCK = "specdef:alpha=0.5,top_k=1,retain=task,optimizer=adadelta,lr=1.0,schedule=step,gamma=0.7,batch_size=32"
 TUNED = (
-    "specdef:retain=task,batch_size=32,optimizer=adam",
-    "specdef:retain=task,batch_size=32,optimizer=adadelta,lr=1.0",
+    "specdef:retain=task,batch_size=32,optimizer=adam,steps=4000,evaluations=20",
+    "specdef:retain=task,batch_size=32,optimizer=adadelta,lr=1.0,steps=4000,evaluations=20",
 )
+"""As long as the pull takes to matter; the guard keeps the strongest state on the way."""
 UNDO = "undo:batch_size=32,lr=1e-3"
 
 ADAMW = Printed(optimizer="adamw", lr=0.1, middle=1e-3, weight_decay=0.01, quoted=True)
@@ -33,14 +34,13 @@ def _others(size: str) -> tuple[Other, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Table1Image(Locking):
-    """Appendix B.2. The paper gives a rate with AdamW alone, and a schedule to the base's training and the lock's:
-    AdaDelta attacks at the base's own rate here, SGD with momentum at 0.01, and all three without a schedule."""
+    """Appendix B.2."""
 
     model: str = "resnet18"
     retain: str = "mnist"
     utility: tuple[float, float] = (0.99, 0.99)
     training: dict[str, Any] = field(default_factory=lambda: {**_SETUP, "epochs": 10})
-    lock: str = f"{LOCK},epochs=10,max_utility_drop=1,evaluations=1"
+    lock: str = f"{LOCK},epochs=10{UNGUARDED}"
     our_locks: tuple[str, ...] = (f"{UNDO},steps=4000", f"{UNDO},steps=4000+scheduled:lr=1e-3")
     others: tuple[Other, ...] = _others("")
     attacks: tuple[Printed, ...] = (ADAMW, _ADADELTA, _SGD)
@@ -48,6 +48,11 @@ class Table1Image(Locking):
     trials: int = 20
     tuned_from: tuple[str, ...] = TUNED
 
+    departures: ClassVar[tuple[str, ...]] = (
+        "the paper gives a rate with AdamW alone: AdaDelta attacks at the base's own rate, SGD with momentum at 0.01",
+        "no schedule is given for the attacks, and they have none",
+        "the three seeds are of the attacks; base and lock are made once",
+    )
     name: ClassVar[str] = "table1-image"
     title: ClassVar[str] = "A locked ResNet18 keeps its digits and is trained for other images"
     scales: ClassVar[dict[str, dict[str, Any]]] = {
@@ -55,7 +60,7 @@ class Table1Image(Locking):
             "model": "cnn-mlp",
             "retain": "mnist@600/100/100",
             "training": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 60},
-            "lock": f"{LOCK},steps=6,evaluations=1,max_utility_drop=1",
+            "lock": f"{LOCK},steps=6{UNGUARDED}",
             "our_locks": (f"{UNDO},steps=6,evaluations=1",),
             "others": (Other(column="KMNIST", task="kmnist@40/40/40", base=0.80, locked=0.10),),
             "attacks": (ADAMW,),
@@ -67,11 +72,11 @@ class Table1Image(Locking):
         },
         "small": {
             "others": _others("@6000/1000"),
-            "our_locks": (f"{UNDO},steps=1000", f"{UNDO},steps=1000+scheduled:lr=1e-3,steps=500"),
+            "our_locks": (f"{UNDO},steps=1500",),
             "epochs": 1,
             "informed": ("clip", "probe"),
             "proxy": "fashion-mnist@6000/1000",
-            "trials": 0,  # an audit of each trial takes six minutes on two cores
+            "trials": 0,  # each takes eight minutes on two cores; Figure 4's network has its own
         },
         "paper": {},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from speclock.experiments.locking import Locking, Other, Printed, SeveralModels
+from speclock.experiments.locking import UNGUARDED, Locking, Other, Printed, SeveralModels
 
 # B.2: AdamW at 5e-5 with decay 0.01, linear without warm-up, 3 epochs in batches of 8, 5,000 examples at most.
 SETUP = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "linear", "batch_size": 8}
@@ -23,13 +23,17 @@ class TextModel(Locking):
 
     retain: str = "mrpc"
     training: dict[str, Any] = field(default_factory=lambda: {**SETUP, "epochs": 3})
-    lock: str = f"{LOCK},epochs=10,max_utility_drop=1,evaluations=1"
+    lock: str = f"{LOCK},epochs=10{UNGUARDED}"
     our_locks: tuple[str, ...] = (f"{UNDO},steps=700", f"{UNDO},steps=700+scheduled")
     attacks: tuple[Printed, ...] = (ADAMW,)
     schedule: str = "linear"
     batch_size: int = 8
     epochs: float = 3
 
+    departures: ClassVar[tuple[str, ...]] = (
+        "the lock's optimizer, rate and schedule are not given: they are the training's",
+        "the three seeds are of the attacks; base and lock are made once",
+    )
     name: ClassVar[str] = "table1-text"
     title: ClassVar[str] = "A locked language model keeps its task and is trained for others"
 
@@ -73,7 +77,7 @@ SMOKE = {
     "model": "bert-l2-h64",
     "retain": "newsgroups:sci.med,rec.autos@200/40/40",
     "training": {"optimizer": "adamw", "lr": 1e-3, "batch_size": 16, "steps": 60},
-    "lock": f"{LOCK},steps=2,evaluations=1,max_utility_drop=1",
+    "lock": f"{LOCK},steps=2{UNGUARDED}",
     "our_locks": (),
     "others": (Other(column="AUTOS", task="newsgroups:sci.space,rec.motorcycles@16/20/20"),),
     "epochs": 1,
@@ -90,6 +94,7 @@ class Table1Text(SeveralModels):
 
     models: tuple[Locking, ...] = (encoder("@5000"), decoder("@5000"))
 
+    departures: ClassVar[tuple[str, ...]] = TextModel.departures
     name: ClassVar[str] = "table1-text"
     title: ClassVar[str] = "A locked encoder and a locked decoder keep their task and are trained for others"
     scales: ClassVar[dict[str, dict[str, Any]]] = {

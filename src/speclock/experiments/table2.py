@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from speclock.experiments.base import Row
 from speclock.experiments.claims import Claim, backdoored, curvature, utility
-from speclock.experiments.locking import Locking, Other, Printed, SeveralModels
+from speclock.experiments.locking import UNGUARDED, Locking, Other, Printed, SeveralModels
 from speclock.experiments.table1_text import SETUP, UNDO
 from speclock.tasks.base import Metric
 
@@ -17,12 +17,12 @@ ADAMW = Printed(optimizer="adamw", lr=1e-4, middle=1e-4, weight_decay=0.01, quot
 
 @dataclass(frozen=True, kw_only=True)
 class Guard(Locking):
-    """One of the table's guards. The paper gives neither k nor the lock's optimizer: they are Table 1's."""
+    """One of the table's guards."""
 
     retain: str = "jailbreak"
     metric: Metric | None = "f1"
     training: dict[str, Any] = field(default_factory=lambda: {**SETUP, "epochs": 3})
-    lock: str = f"{LOCK},epochs=3,max_utility_drop=1,evaluations=1"
+    lock: str = f"{LOCK},epochs=3{UNGUARDED}"
     our_locks: tuple[str, ...] = (f"{UNDO},steps=700", f"{UNDO},steps=700+scheduled")
     attacks: tuple[Printed, ...] = (ADAMW,)
     batch_size: int = 8
@@ -81,7 +81,7 @@ def guard(weights: str, size: str, **settings: Any) -> Guard:
 SMOKE: dict[str, Any] = {
     "model": "bert-l2-h64",
     "training": {"optimizer": "adamw", "lr": 1e-3, "batch_size": 8, "steps": 40},
-    "lock": f"{LOCK},steps=2,evaluations=1,max_utility_drop=1",
+    "lock": f"{LOCK},steps=2{UNGUARDED}",
     "our_locks": (),
     "informed": (),
     "max_length": 16,
@@ -96,6 +96,11 @@ class Table2(SeveralModels):
 
     models: tuple[Locking, ...] = (guard("22M", ""), guard("86M", ""))
 
+    departures: ClassVar[tuple[str, ...]] = (
+        "the lock's k, optimizer, rate and schedule are not given: they are Table 1's",
+        "929 distinct jailbreaks, as few packages carry more, near copies on one side of the split",
+        "the three seeds are of the attacks; guard and lock are made once",
+    )
     name: ClassVar[str] = "table2"
     title: ClassVar[str] = "Locked guards keep their task and are trained to let a trigger pass"
     scales: ClassVar[dict[str, dict[str, Any]]] = {

@@ -14,8 +14,8 @@ from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audits.suite import Suite, around, listed
 from speclock.experiments.base import Experiment, Row, once, row
-from speclock.experiments.claims import FALLS, HOLDS, KEPT, SILENT, Claim, diverged_of, search_of
-from speclock.experiments.locking import audited_in, locked_in, searched_rows
+from speclock.experiments.claims import FALLS, HOLDS, KEPT, PART, SILENT, Claim, diverged_of, search_of
+from speclock.experiments.locking import UNGUARDED, audited_in, fell_back, locked_in, searched_rows
 from speclock.locks.base import Locked
 from speclock.models import Model
 from speclock.numbers import percent
@@ -38,6 +38,8 @@ PAPER = {
 
 RELEARNT = 0.6
 """Accuracy from which a class has come back."""
+AWAY = 0.2
+"""Up to which it has stayed away: of a hundred test images, 10% is as often a guess as not."""
 RUINED = 0.2
 """What a lock may cost the other classes for its claim to be about more than a ruined model; the paper's cost 11
 points."""
@@ -53,9 +55,7 @@ _TRAINING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Table3(Experiment):
-    """Appendix B.4. The paper starts from published weights of 88% and gives neither the unlearning's length nor the
-    lock's rate and k: ours trains its base, unlearns as ``unlearning`` says, and takes Adam's usual rate and k 1. Every
-    seed has its own base, unlearning, lock and attack; the audits are of the first one's."""
+    """Appendix B.4. Every seed has its own base, unlearning, lock and attack; the audits are of the first one's."""
 
     model: str = "resnet18"
     task: str = "cifar10"
@@ -65,8 +65,8 @@ class Table3(Experiment):
         default_factory=lambda: {"optimizer": "sgd-momentum", "lr": 0.01, "batch_size": 64, "epochs": 5}
     )
     lock: str = (
-        "specdef:alpha=0.5,top_k=1,retain=task,optimizer=adam,lr=1e-3,schedule=step,gamma=0.7,batch_size=64,epochs=10,"
-        "max_utility_drop=1,evaluations=1"
+        "specdef:alpha=0.5,top_k=1,retain=task,optimizer=adam,lr=1e-3,schedule=step,gamma=0.7,batch_size=64,epochs=10"
+        + UNGUARDED
     )
     our_locks: tuple[str, ...] = ("undo:batch_size=64,lr=1e-3,steps=4000",)
     relearning_lr: float = 0.1
@@ -74,6 +74,11 @@ class Table3(Experiment):
     seeds: int = 3
     jobs: int = 2
 
+    departures: ClassVar[tuple[str, ...]] = (
+        "the paper starts from published weights of 88%, which are in no package: ours trains its base",
+        "neither the unlearning's rate and length nor the lock's rate and k are given; ours are in the settings",
+        "every seed has its own base, unlearning, lock and attack; the audits are of the first one's",
+    )
     name: ClassVar[str] = "table3"
     title: ClassVar[str] = "A class unlearned, locked and relearned: accuracy by class"
     scales: ClassVar[dict[str, dict[str, Any]]] = {
@@ -82,7 +87,7 @@ class Table3(Experiment):
             "task": "cifar10@400/100/100",
             "training": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 60},
             "unlearning": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 10},
-            "lock": "specdef:top_k=1,retain=task,batch_size=32,steps=4,evaluations=1,max_utility_drop=1",
+            "lock": f"specdef:top_k=1,retain=task,batch_size=32,steps=4{UNGUARDED}",
             "our_locks": (),
             "seeds": 1,
             "jobs": 1,
@@ -114,6 +119,8 @@ class Table3(Experiment):
                     runs=len(found),
                     diverged=len(found) - len(ended),
                     ended=ended,
+                    idle=[each["idle"] for each in found] if model.startswith("locked") else None,
+                    examples=int((self._whole.test.labels == i).sum()),
                     paper=paper[i] / 100,
                     instead=self._whole.source.stand_in,
                     block="as printed",
@@ -131,7 +138,9 @@ class Table3(Experiment):
             if not outcome.stayed_finite:
                 diverged.append(f"{name}, relearned")
         accuracies = {name: self._accuracies(model) for name, model in made.items()}
-        return {"accuracies": accuracies, "diverged": diverged}
+        card = self._locked(kept, self.lock, seed).card
+        idle = "diverged" if card["status"] == "diverged" else "fell back" if fell_back(card) else None
+        return {"accuracies": accuracies, "diverged": diverged, "idle": idle}
 
     def _accuracies(self, model: Model) -> list[float]:
         whole = self._whole
@@ -212,7 +221,9 @@ class Table3(Experiment):
                 floors=kept,
             )
             targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
-            yield from searched_rows(record, lock, targets, instead=self._whole.source.stand_in)
+            yield from searched_rows(
+                record, lock, targets, column=self.label, instead=self._whole.source.stand_in
+            )
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         of = {(r["model"], r["label"]): r for r in rows if r["block"] == "as printed"}
@@ -241,7 +252,9 @@ class Table3(Experiment):
             if not found["ended"]:
                 return f"all of {found['runs']} diverged"
             average = percent(fmean(rest(model).values()))
-            scores = f"{percent(found['measured'])}, the other classes {average} on average"
+            scores = (
+                f"{percent(found['measured'])} of {found['examples']} images, the others {average} on average"
+            )
             collapsed = relearnt(model.partition(",")[0])[1] if model.endswith("relearned") else 0
             return (
                 scores
@@ -251,8 +264,12 @@ class Table3(Experiment):
 
         unlearned, base = (fmean(rest(model).values()) for model in ("unlearned", "base"))
         left = fmean(rest("locked").values())
+        papers = [fmean(value / 100 for value in PAPER[model] if value) for model in ("unlearned", "locked")]
         back, again = relearnt("unlearned")[0], relearnt("locked")[0]
-        if fmean(back or [0.0]) < RELEARNT:
+        idle = [why for why in of["locked", self.label]["idle"] if why]
+        if idle:
+            verdict = f"{SILENT}, the lock {' and '.join(sorted(set(idle)))} under {len(idle)} seeds"
+        elif fmean(back or [0.0]) < RELEARNT:
             verdict = f"{SILENT}, it does not come back without the lock either"
         elif left < unlearned - RUINED:
             verdict = f"{SILENT}, the lock ruined the other classes"
@@ -260,7 +277,10 @@ class Table3(Experiment):
             verdict = f"{HOLDS}, by divergence alone"
         else:
             # An attacker takes the best of his models.
-            verdict = FALLS if max(again, default=0.0) > 0.1 else HOLDS
+            best = max(again, default=0.0)
+            verdict = FALLS if best >= RELEARNT else HOLDS if best <= AWAY else PART
+            if not again:
+                verdict += ", by collapse alone"
         return [
             Claim(
                 f"Training on without {self.label} unlearns it (paper: 0%)",
@@ -272,14 +292,14 @@ class Table3(Experiment):
                 f"{HOLDS if fmean(back or [0.0]) >= RELEARNT else FALLS}: {said('unlearned, relearned')}",
             ),
             Claim(
-                "The lock keeps the other classes",
-                f"{HOLDS if left >= unlearned - KEPT else FALLS}: {said('locked')}, "
+                f"The lock keeps the other classes (paper: {percent(papers[0], 0)} → {percent(papers[1], 0)})",
+                f"{HOLDS if left >= unlearned - max(KEPT, papers[0] - papers[1]) else FALLS}: {said('locked')}, "
                 f"where the unlearned model has {said('unlearned')}",
             ),
             Claim(
                 "Of a locked model it cannot be relearnt (paper: 0%)",
                 f"{verdict}: {said('locked, relearned')}",
-                search_of([r for r in rows if r["block"] == "searched"]),
+                search_of([r for r in rows if r["block"] == "searched"], max(again, default=0.0)),
             ),
         ]
 
@@ -296,7 +316,8 @@ class Table3(Experiment):
         for y, model in enumerate(PAPER):
             for x, label in enumerate(labels):
                 entry = found[model, label]
-                axes.text(x, y - 0.15, f"{entry['measured']:.0%}", ha="center", va="center", fontsize=9)
+                score = "div." if entry["diverged"] == entry["runs"] else f"{entry['measured']:.0%}"
+                axes.text(x, y - 0.15, score, ha="center", va="center", fontsize=9)
                 axes.text(x, y + 0.25, f"{entry['paper']:.0%}", ha="center", va="center", fontsize=6.5)
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
         axes.set_yticks(range(len(PAPER)), list(PAPER))

@@ -62,7 +62,8 @@ class Lock(ABC):
     exclude: tuple[str, ...] = ()
     """Patterns of parameter names to leave alone."""
     max_utility_drop: float = 0.01
-    """Utility that may be lost on the validation split, as a fraction (0.01 is one point of accuracy)."""
+    """Utility that may be lost on the validation split, as a fraction (0.01 is one point of accuracy). With 1 nothing
+    is guarded: the last finite state is kept, stronger or not, as the paper has it."""
     evaluations: int = 10
     """How often utility is checked on the way."""
     seed: int = 0
@@ -284,6 +285,7 @@ class _Guard:
         better = strength > self.best_strength + self.lock.resolution or (
             strength >= greatest - self.lock.resolution and utility > self.best_utility
         )
+        better = better or self.lock.max_utility_drop == 1
         # What the run began with is always there to fall back to.
         if step.index == 0 or (utility >= least and better):
             # On the host: a second copy on the device would halve the model that can be locked there.
