@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test gpu bench records records-standard records-locks records-pairs records-draws \
-    records-noise records-theory clean
+    records-noise records-paper clean
 
 install: $(VENV)/.installed
 
@@ -124,12 +124,15 @@ records-noise: records-locks
 	    $(BIN)/speclock attack out/locks/undo --attack undo-shrinkage $(NOISE) --seed $$seed \
 	        --out results/noise/unshrunk-$$seed || exit; done
 
-# Figures 1 and 2 as the paper has them, some minutes; the calibration of speclock's forecasts, an hour and a half.
-records-theory: $(VENV)/.installed
-	$(BIN)/speclock reproduce figure1 --scale paper --resume --out results/theory
-	$(BIN)/speclock reproduce figure2 --scale paper --resume --out results/theory
-	$(BIN)/speclock reproduce prediction --scale paper --resume --out results/theory
-	cp results/theory/calibration.json src/speclock/forecast/calibration.json
+# Figures 1 and 2 as the paper has them, some minutes; the calibration of speclock's forecasts, an hour and a half. Then
+# the tables and figures of its experiments at a small scale, hours each, and what they say of its claims.
+PAPER := results/paper --resume
+records-paper: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[attacks,tune,gguf]'
+	for name in figure1 figure2 prediction; do \
+	    $(BIN)/speclock reproduce $$name --scale paper --out $(PAPER) || exit; done
+	cp results/paper/calibration.json src/speclock/forecast/calibration.json
+	$(BIN)/speclock reproduce all --scale small --out $(PAPER) --page docs/results.md
 
 clean:
 	rm -rf $(VENV) out

@@ -235,6 +235,20 @@ def test_all_makes_what_is_missing_and_the_page(
     assert "figure4.json was made with other settings" in capsys.readouterr().err
 
 
+def test_a_page_of_the_records_that_there_are_names_those_that_there_are_not(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["reproduce", "all", "--present", "--out", str(tmp_path)]
+    assert main(asked) == 2
+    assert "holds no record" in capsys.readouterr().err
+    shutil.copy(made / "figure1.json", tmp_path)
+    assert main(asked) == 0
+    text = (tmp_path / "results.md").read_text()
+    assert "steps" in text
+    assert "Not run yet: figure2, " in text
+    assert [path.name for path in tmp_path.glob("*.json")] == ["figure1.json"]
+
+
 def test_a_row_has_its_interval() -> None:
     entry = row([0.8, 0.9, 1.0], paper=0.9)
     assert entry["measured"] == pytest.approx(0.9)

@@ -108,7 +108,7 @@ def test_a_calibration_survives_its_file() -> None:
 
 
 def test_what_is_shipped_is_what_was_measured() -> None:
-    record = Path(__file__).parents[2] / "results/theory/prediction.json"
+    record = Path(__file__).parents[2] / "results/paper/prediction.json"
     assert calibrations() == calibrations_in(json.loads(record.read_text())["rows"])
 
 

@@ -23,9 +23,14 @@ from speclock.registry import unknown
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where `all` writes what the records say of the paper's claims.  [default: OUT/results.md]",
 )
+@click.option(
+    "--present", is_flag=True, help="With `all`: make no record, and write the page of those that there are."
+)
 @click.option("--resume", is_flag=True, help="Go on with a killed run; `all` always does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
-def command(name: str, scale: str, out: Path, page: Path | None, resume: bool, as_json: bool) -> None:
+def command(
+    name: str, scale: str, out: Path, page: Path | None, present: bool, resume: bool, as_json: bool
+) -> None:
     """Run experiment NAME (speclock ls experiments), or all of them, and write its record and figure.
 
     `all` makes the records that are missing from --out, whatever the scale of those that are there, and a page that
@@ -40,6 +45,8 @@ def command(name: str, scale: str, out: Path, page: Path | None, resume: bool, a
 
     if name not in EXPERIMENTS and name != "all":
         raise InputError(unknown("experiment", name, [*EXPERIMENTS, "all"]))
+    if present and name != "all":
+        raise InputError("--present goes with `all`: it writes the page of the records that there are.")
     records = {}
     for each in EXPERIMENTS if name == "all" else [name]:
         there = out / f"{each}.json"
@@ -49,6 +56,8 @@ def command(name: str, scale: str, out: Path, page: Path | None, resume: bool, a
                 click.echo(
                     f"{there} was made with other settings; delete it to have it made again.", err=True
                 )
+        elif present:
+            continue
         else:
             record = reproduce(each, scale, out, resume=resume or name == "all")
         records[each] = record
@@ -58,6 +67,8 @@ def command(name: str, scale: str, out: Path, page: Path | None, resume: bool, a
             click.echo(
                 f"{out / each}.json, .svg and .png: {len(record['rows'])} rows in {record['seconds']:.0f} s"
             )
+    if present and not records:
+        raise InputError(f"{out} holds no record. Leave --present out to have them made.")
     if name == "all":
         place = page or out / "results.md"
         write_text(place, page_of(records, out, place))

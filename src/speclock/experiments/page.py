@@ -52,6 +52,8 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
         parts += _blocks(record["rows"])
         if rows := [row for row in record["rows"] if row["paper"] is not None and "block" in row]:
             parts.append(_beside_the_papers(rows))
+    if missing := [name for name in EXPERIMENTS if name not in records]:
+        parts.append(f"Not run yet: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
