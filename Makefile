@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test gpu bench records records-standard records-locks records-pairs records-draws \
-    records-noise records-paper clean
+    records-noise records-text records-paper clean
 
 install: $(VENV)/.installed
 
@@ -123,6 +123,17 @@ records-noise: records-locks
 	for seed in 1 2 3; do \
 	    $(BIN)/speclock attack out/locks/undo --attack undo-shrinkage $(NOISE) --seed $$seed \
 	        --out results/noise/unshrunk-$$seed || exit; done
+
+# A language model on a text of one's own: SmolLM2 keeps its own answers to general questions, and is to be kept from
+# Python's reference manual, of which the attacker has 64 passages.
+MANUAL := --retain-task out/text/answers.jsonl@600 --attack-task out/text/reference.txt@64/48/48 --max-length 32
+records-text: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[attacks,gguf]'
+	test -e out/text/answers.jsonl || $(BIN)/python benchmarks/own_text.py out/text
+	$(BIN)/speclock lock smollm2-135m-instruct --task out/text/answers.jsonl@600 --max-length 32 --steps 40 --batch-size 8 \
+	    --max-utility-drop 0.002 --evaluations 4 --seed 11 --resume --out out/text/locked
+	$(BIN)/speclock audit out/text/locked --base smollm2-135m-instruct $(MANUAL) --steps 16 --seeds 1 --resume \
+	    --out results/own-text
 
 # Figures 1 and 2 as the paper has them, some minutes; the calibration of speclock's forecasts, an hour and a half. Then
 # the tables and figures of its experiments at a small scale, hours each, and what they say of its claims.

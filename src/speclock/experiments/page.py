@@ -41,7 +41,7 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
         if experiment.departures:
             parts.append(f"Ours: {'; '.join(experiment.departures)}.")
         if unlike := list(_unlike_the_papers(record)):
-            parts.append(f"Unlike the paper's: {'; '.join(unlike)}.")
+            parts.append(f"Other than at `--scale paper`, in brackets: {'; '.join(unlike)}.")
         if instead := sorted({row["instead"] for row in record["rows"] if row.get("instead")}):
             parts.append(f"Stand-ins: {'; '.join(instead)}.")
         if claims := experiment.claims(record["rows"]):
