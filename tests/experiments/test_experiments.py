@@ -159,6 +159,9 @@ def test_one_page_says_what_the_records_say(made: Path) -> None:
         assert f"](../{made.name}/{name}.png)" in text
         for claim in EXPERIMENTS[name].at("smoke").claims(record["rows"]):
             assert f"| {claim.claim} | {claim.printed} | {claim.searched} |" in text
+    assert "| as printed | sgd at 0.1 | " in text
+    assert "| searched, each optimizer | adamw | " in text
+    assert "| searched, lock by lock | specdef | " in text
     rows = [r for r in records["figure4"]["rows"] if r["block"] == "as printed"]
     assert [(r["optimizer"], r["target"]) for r in rows] == [
         ("sgd", "base"), ("sgd", "locked"), ("adamw", "base"), ("adamw", "locked"),

@@ -107,7 +107,9 @@ def _blocks(rows: list[dict[str, Any]]) -> Iterator[str]:
                 at = [(_BLOCKS[block], name) for name in names]
                 floors[at[0]] = f"{percent(row['floor'])} ({row['floor_by'] or 'chance'})"
             else:
-                at = [(_BLOCKS[block], row["optimizer"])]
+                # One optimizer may be printed at several rates.
+                rate = f" at {short(row['lr'])}" if block == "as printed" else ""
+                at = [(_BLOCKS[block], row["optimizer"] + rate)]
             for place in at:
                 cells.setdefault(place, {})[target] = _cell(row)
         if not cells:
@@ -133,7 +135,7 @@ def _cell(row: dict[str, Any]) -> str:
     if (diverged and diverged == runs) or row.get("scored") is False:
         return "diverged"
     said = percent(row["measured"])
-    if "lr" in row:
+    if row["block"] == "at its best":
         said += f" at {short(row['lr'])}"
     if diverged:
         said += f", {diverged} of {runs} diverged"
