@@ -251,6 +251,11 @@ class Attack(ABC):
         return fields
 
 
+def start_of(curve: Sequence[tuple[int, float]]) -> float | None:
+    """The score before the first step, of a model that came with a head for the task."""
+    return curve[0][1] if curve and curve[0][0] == 0 else None
+
+
 def log_spaced(steps: int) -> list[int]:
     """1, 2, 4, 8, … and ``steps``: a slowdown of 8× or 30× needs scores from early on.
 
@@ -336,9 +341,9 @@ class _Judge:
         """End a run that is no longer finite: without a score, unless it had learnt before."""
         from speclock.tasks.base import LEAST_VISIBLE
 
-        best, curve = self.outcome.best, self.outcome.curve
+        best = self.outcome.best
         # What a model that came with a head scored before the first step is no achievement of the run's.
-        untaught = max(self.task.chance, curve[0][1] if curve and curve[0][0] == 0 else 0.0)
+        untaught = max(self.task.chance, start_of(self.outcome.curve) or 0.0)
         if best is None or best <= untaught + LEAST_VISIBLE[self.task.metric]:
             self._ended(Status.DIVERGED, reason)
             return

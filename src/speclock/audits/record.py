@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speclock.attacks.base import Attack, Outcome
+from speclock.attacks.base import Attack, Outcome, start_of
 from speclock.errors import InputError
 from speclock.workspace import write_text
 
@@ -78,7 +78,7 @@ class RunRecord:
     @property
     def start(self) -> float | None:
         """The score before the first step, of a model that came with a head for the task."""
-        return self.curve[0][1] if self.curve and self.curve[0][0] == 0 else None
+        return start_of(self.curve)
 
     @property
     def informed(self) -> bool:

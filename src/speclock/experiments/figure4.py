@@ -35,7 +35,7 @@ class Figure4(Table1Image):
         Printed(optimizer="natural-gradient", lr=1e-2, middle=1e-2),
     )
 
-    finalists: int = 8
+    finalists: int = 16
     """Every optimizer at its best under every seed, and what repairs the model first."""
 
     draws_curves: ClassVar[bool] = True

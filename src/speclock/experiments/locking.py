@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -160,26 +159,23 @@ def rows_by_optimizer(record: Record, lock: str, attacks: Sequence[Printed], **w
                 if (run.target, run.attack) == (target, FineTune.name)
                 and run.config["optimizer"] == attack.optimizer
             ]
-            finals = [run for run in runs if run.stage == "final" and run.test is not None]
             tried = [run for run in runs if run.stage == "search" and run.best is not None]
-            if not finals and not tried:
+            if not tried:
                 continue
-            groups: dict[str, list[RunRecord]] = {}
-            for run in finals:
-                groups.setdefault(run.key, []).append(run)
-            best = max(
-                groups.values(), key=lambda group: fmean(run.best or 0.0 for run in group), default=None
-            )
-            best = best or [max(tried, key=lambda run: run.best or 0.0)]
+            best = max(tried, key=lambda run: run.best or 0.0)
+            finals = [run for run in runs if run.stage == "final" and run.config == best.config]
+            scores = [run.test for run in finals if run.test is not None]
             yield row(
-                [run.test if run.test is not None else run.best or 0.0 for run in best],
+                scores or [best.best or 0.0],
+                runs=len(finals) or 1,
+                diverged=len(finals) - len(scores) if scores else 0,
                 **what,
                 block="at its best",
                 target=target,
                 lock=lock if target == "locked" else "",
                 optimizer=attack.optimizer,
-                lr=best[0].config["lr"],
-                split="test" if finals else "validation",
+                lr=best.config["lr"],
+                split="test" if scores else "validation",
                 rates=len({run.config["lr"] for run in runs}),
             )
 

@@ -132,7 +132,9 @@ _BLOCKS = {
 def _cell(row: dict[str, Any]) -> str:
     """A score with its rate and what qualifies it."""
     runs, diverged = row.get("runs", len(row["seeds"])), row.get("diverged", 0)
-    if (diverged and diverged == runs) or row.get("scored") is False:
+    if row.get("scored") is False:
+        return "no score"
+    if diverged and diverged == runs:
         return "diverged"
     said = percent(row["measured"])
     if row["block"] == "at its best":

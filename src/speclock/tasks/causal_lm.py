@@ -258,11 +258,6 @@ class CausalLM(Task):
             module.train(was_training)
         return found
 
-    def perplexity(self, model: Answerer, split: Split = "test") -> float:
-        """Of a token of what is trained on; NaN where a likelihood is not finite."""
-        nats, counts = self.nats(model, self.rows(self.part(split)))
-        return math.exp(float(nats.sum()) / int(counts.sum()))
-
 
 @dataclass(frozen=True, eq=False)
 class MultipleChoice(CausalLM):
