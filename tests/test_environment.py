@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from speclock.environment import Operations, has_bf16
+from speclock.environment import Operations, environment, has_bf16
 from speclock.training import Step
 
 
@@ -47,6 +47,13 @@ def test_an_older_torch_is_asked_what_it_knows(processor: pytest.MonkeyPatch) ->
     processor.delattr(torch.cpu, "_is_avx512_bf16_supported")
     processor.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
     assert not has_bf16()
+
+
+def test_a_build_for_an_accelerator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What `pip install torch` gives on Linux, on a laptop without one.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert environment()["device"] == "cpu"
 
 
 def test_an_accelerator_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

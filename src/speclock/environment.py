@@ -36,7 +36,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     import torch
 
     if device is None:
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        device = accelerator_here() or torch.device("cpu")
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -47,6 +47,13 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
+
+
+def accelerator_here() -> torch.device | None:
+    """The accelerator of this machine; None where torch was only built for one, as its usual wheels are for CUDA."""
+    import torch
+
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from speclock.environment import accelerator_here
 from speclock.errors import InputError
 
 
@@ -52,7 +53,7 @@ def chosen_device(name: str | None) -> torch.device:
 
     Raises :class:`InputError` for a device that is not there, with those that are.
     """
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = accelerator_here()
     if name is None:
         return accelerator or torch.device("cpu")
     there = ["cpu"]
