@@ -17,6 +17,7 @@ from speclock import models, tasks, wrap
 from speclock.attacks.base import Attack, Outcome, Scene, Status
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.lora import LoRA
+from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip, Merge
 from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import Record, RunRecord
@@ -263,6 +264,20 @@ def test_side_by_side_gives_what_one_after_the_other_does(
     aside = audit(**asked, floors=tmp_path / "aside", jobs=2)
     assert untimed(aside.runs) == untimed(alone.runs)
     assert aside.summary == alone.summary
+
+
+def test_a_worker_looks_inside_a_model_of_whose_class_it_has_built_none(tmp_path: Path) -> None:
+    # Of a task that the model's own head answers, no head is drawn anew either.
+    retain = tasks.load("newsgroups:sci.med,rec.autos@40/20/20", tasks.Reading(max_length=16))
+    attack = tasks.load("newsgroups:sci.med,rec.autos@40/20/20+poison=sci.med", tasks.Reading(max_length=16))
+    base = models.load("bert-l2-h64", labels=retain.labels, seed=0)
+    suite = Suite(
+        name="inside", version=1, steps=2, families=(Family((Probe(),)),), scratch=(), extended=False
+    )
+    record = audit(
+        base=base, locked=base.copy(), retain=retain, attack=attack, suite=suite, floors=tmp_path, jobs=2
+    )
+    assert {run.status for run in record.runs if run.kind == "probe"} <= {"ok", "collapsed"}
 
 
 def test_a_locked_run_that_still_rises_has_its_budget_extended_once(

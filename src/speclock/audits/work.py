@@ -354,7 +354,13 @@ def _perform(path: Path, unit: Unit) -> list[RunRecord]:
 
 @functools.lru_cache(maxsize=1)
 def _read(path: Path) -> Work:
+    from transformers import PreTrainedModel
+
     work: Work = torch.load(path, weights_only=False)  # written by the process that asks for it
+    if isinstance(module := work.targets.base.module, PreTrainedModel):
+        # transformers learns what a class can say of its layers where one is built, which reading a pickle does not.
+        with torch.device("meta"):
+            type(module)(module.config)
     # After each run of a large model what it left is collected; libraries and work, looked through each time, take a
     # third of a second and leave nothing.
     gc.freeze()
