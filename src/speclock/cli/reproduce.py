@@ -26,10 +26,20 @@ from speclock.registry import unknown
 @click.option(
     "--present", is_flag=True, help="With `all`: make no record, and write the page of those that there are."
 )
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes that share an audit."
+)
 @click.option("--resume", is_flag=True, help="Go on with a killed run; `all` always does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def command(
-    name: str, scale: str, out: Path, page: Path | None, present: bool, resume: bool, as_json: bool
+    name: str,
+    scale: str,
+    out: Path,
+    page: Path | None,
+    present: bool,
+    jobs: int,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     """Run experiment NAME (speclock ls experiments), or all of them, and write its record and figure.
 
@@ -59,7 +69,7 @@ def command(
         elif present:
             continue
         else:
-            record = reproduce(each, scale, out, resume=resume or name == "all")
+            record = reproduce(each, scale, out, resume=resume or name == "all", jobs=jobs)
         records[each] = record
         if as_json:
             click.echo(json.dumps(record, indent=1))

@@ -66,8 +66,9 @@ class Experiment(ABC):
         return cls(**cls.scales[scale])
 
     @abstractmethod
-    def rows(self, kept: Path) -> list[Row]:
-        """Run it. What takes minutes is kept in ``kept``, from which a killed run goes on."""
+    def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
+        """Run it, the audits in ``jobs`` processes. What takes minutes is kept in ``kept``, from which a killed run
+        goes on."""
 
     @abstractmethod
     def draw(self, rows: list[Row]) -> Figure:
@@ -82,8 +83,10 @@ class Experiment(ABC):
         return {}
 
 
-def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def reproduce(name: str, scale: str, out: Path, *, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
     """Run an experiment and leave ``NAME.json``, ``NAME.svg`` and ``NAME.png`` in ``out``; returns the record.
+
+    ``jobs`` processes share what audits there are in it.
 
     Raises :class:`InputError` where ``out`` holds the record of another run.
     """
@@ -105,7 +108,7 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False) -> dict
     made_by = {**request, "rules": RULES, "torch": environment()["torch"]}
     with Workspace(out / name, made_by, record=target.name, resume=resume) as work:
         with Meter() as meter:
-            rows = experiment.rows(work.folder)
+            rows = experiment.rows(work.folder, jobs)
         record = {
             "format": "speclock-experiment/1",
             **request,

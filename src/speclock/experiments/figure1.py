@@ -43,7 +43,7 @@ class Figure1(Experiment):
         "paper": {},
     }
 
-    def rows(self, kept: Path) -> list[Row]:
+    def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
         rows = []
         for kappa in tqdm(self.kappas, desc="figure1", unit="κ", disable=None):
             problems = [_problem(kappa, self.samples, self.dimension, seed) for seed in range(self.seeds)]

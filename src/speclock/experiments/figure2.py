@@ -132,7 +132,7 @@ class Figure2(Experiment):
         "paper": {},
     }
 
-    def rows(self, kept: Path) -> list[Row]:
+    def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
         rows = []
         for name, architecture in ARCHITECTURES.items():
             rows += once(kept / f"{name}.json", partial(self._rows_of, name, architecture))

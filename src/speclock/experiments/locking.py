@@ -29,6 +29,7 @@ from speclock.audits.run import CURVE_EXAMPLES
 from speclock.audits.suite import SCRATCH, Family, Suite, around, listed
 from speclock.audits.tune import Trial, chosen, tune
 from speclock.curvature import spectral_ends
+from speclock.environment import environment
 from speclock.experiments.base import Experiment, Row, once, row
 from speclock.experiments.claims import (
     KEPT,
@@ -243,7 +244,6 @@ class Locking(Experiment):
     finalists: int = 2
     """Families of an audit that are run again under every seed."""
     seeds: int = 3
-    jobs: int = 2
 
     draws_curves: ClassVar[bool] = False
     """Whether the figure shows the printed runs on their way, which must be scored there then."""
@@ -268,8 +268,8 @@ class Locking(Experiment):
         """The paper's lock first."""
         return (self.lock, *self.our_locks)
 
-    def rows(self, kept: Path) -> list[Row]:
-        at = _Place(self, kept)
+    def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
+        at = _Place(self, kept, jobs)
         rows = [*at.search_for_a_lock(), *at.utilities(), *at.spectra(), *at.curvatures()]
         for other in self.others:
             rows += [*at.before(other), *at.printed(other)]
@@ -333,17 +333,28 @@ class Locking(Experiment):
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralModels(Experiment):
-    """The same for each of several models; every row says which is its."""
+    """The same for each of several models; every row says which is its, and on what it was made.
+
+    A model's rows are kept as soon as there are all of them: the models may be run on different machines.
+    """
 
     models: tuple[Locking, ...]
 
-    def rows(self, kept: Path) -> list[Row]:
-        return [row for part in self.models for row in self._rows_of(part, kept / part.model)]
+    def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
+        return [row for part in self.models for row in self.rows_of(part, kept / part.model, jobs)]
 
-    def _rows_of(self, part: Locking, kept: Path) -> Iterator[Row]:
+    @staticmethod
+    def rows_of(part: Locking, kept: Path, jobs: int = 1) -> list[Row]:
+        """Those of one model."""
         kept.mkdir(exist_ok=True)
-        for found in part.rows(kept):
-            yield {"model": part.model, **found}
+
+        def made() -> list[Row]:
+            on = environment()
+            where = {"device": on["device"] if on["device"] != "cpu" else on["cpu"], "torch": on["torch"]}
+            return [{"model": part.model, "made_on": where, **found} for found in part.rows(kept, jobs)]
+
+        rows: list[Row] = once(kept / "rows.json", made)
+        return rows
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         return [
@@ -370,6 +381,7 @@ class _Place:
 
     of: Locking
     kept: Path
+    jobs: int = 1
 
     def task(self, name: str) -> Task:
         return tasks.load(name, tasks.Reading(max_length=self.of.max_length, metric=self.of.metric)).divided()
@@ -429,7 +441,7 @@ class _Place:
             trials=self.of.trials,
             objective="score",
             suite=self.tuning_suite(self.task(self.of.proxy)),
-            jobs=self.of.jobs,
+            jobs=self.jobs,
             folder=place,
             floors=self.kept,
         )
@@ -637,7 +649,7 @@ class _Place:
             attack=task,
             suite=self.suite(task),
             seeds=self.of.seeds,
-            jobs=self.of.jobs,
+            jobs=self.jobs,
             folder=work,
             shared=self.kept,
             floors=self.kept,

@@ -58,7 +58,7 @@ class Prediction(Experiment):
         "paper": {},
     }
 
-    def rows(self, kept: Path) -> list[Row]:
+    def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
         measured = [point for family in self.families for point in self._points(family, kept)]
         rows: list[Row] = []
         for optimizer in OPTIMIZERS:

@@ -68,7 +68,6 @@ class Table1Image(Locking):
             "informed": ("clip",),
             "trials": 0,
             "seeds": 1,
-            "jobs": 1,
         },
         "small": {
             "others": _others("@6000/1000"),

@@ -86,7 +86,6 @@ SMOKE: dict[str, Any] = {
     "informed": (),
     "max_length": 16,
     "seeds": 1,
-    "jobs": 1,
 }
 
 
