@@ -19,7 +19,7 @@ from speclock.optimizers import OPTIMIZERS, Needs
 from speclock.recipe import Recipe, TrainingRecipe
 from speclock.spectra import SpectralPenalty
 from speclock.tasks.base import Task
-from speclock.training import Checkpoint, fit
+from speclock.training import Checkpoint, _Progress, _Shuffled, fit
 
 
 def _trained(model: Model, task: Task, recipe: Recipe, steps: int) -> Model:
@@ -353,3 +353,17 @@ def test_states_are_further_apart_where_a_save_takes_long(tmp_path: Path) -> Non
     accelerator.save_state = slow  # type: ignore[method-assign, assignment]
     checkpoint.save(accelerator, 1)
     assert not checkpoint.due(), "the next save is four seconds away: a twentieth of the time"
+
+
+def test_rows_of_one_length_come_in_the_order_drawn() -> None:
+    def batches(lengths: list[int]) -> list[list[int]]:
+        recipe, progress = TrainingRecipe(batch_size=4), _Progress()
+        sampler = _Shuffled(len(lengths), lambda rows: [lengths[row] for row in rows], recipe, progress)
+        return list(itertools.islice(iter(sampler), len(lengths) // 4))
+
+    drawn = torch.randperm(64, generator=torch.Generator().manual_seed(0)).view(-1, 4).tolist()
+    assert batches([16] * 64) == drawn
+    assert batches([15 + row % 2 for row in range(64)]) == drawn, "what sorting spares pays for nothing"
+    mixed = batches([4 + 8 * (row % 5) for row in range(64)])
+    assert mixed != drawn
+    assert sorted(row for batch in mixed for row in batch) == list(range(64))

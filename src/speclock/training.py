@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -32,7 +34,9 @@ from speclock.tasks.base import Batch, Encoder, Task
 Loss = Callable[[nn.Module, Batch], Float[Tensor, ""]]
 
 _ALIKE_IN = 50
-"""Batches among which rows are sorted by length."""
+"""Most batches among which rows are sorted by length."""
+_SPARED = 0.1
+"""Share of a batch's tokens from which it pays."""
 _WORTH_COLLECTING = 1_000_000
 """Weights of a model whose training's remains are collected at once."""
 
@@ -335,38 +339,50 @@ class _Progress:
 class _Shuffled(Sampler[list[int]]):
     """Endless batches of row numbers; epoch e is permuted by (seed, e), and a resumed run starts midway.
 
-    Where the rows' lengths are known, a batch is of rows of like length, and batches come in an order of their own:
-    less of them is padding.
+    ``lengths`` says how long some rows are. Where it spares padding, a batch is of rows of like length.
     """
 
-    def __init__(self, rows: int, lengths: Sequence[int] | None, recipe: Recipe, progress: _Progress) -> None:
+    def __init__(
+        self, rows: int, lengths: Callable[[list[int]], Any], recipe: Recipe, progress: _Progress
+    ) -> None:
         self.rows = rows
-        self.lengths = None if lengths is None else torch.tensor(lengths)
+        self.lengths = lengths
         self.recipe = recipe
         self.progress = progress
 
     def __iter__(self) -> Iterator[list[int]]:
         size = min(self.recipe.batch_size, self.rows)
         per_epoch = self.rows // size
+        # A quarter of an epoch at most: the whole of it, sorted, would have the same batches again and again.
+        alike = min(_ALIKE_IN, max(1, per_epoch // 4)) * size
         epoch, first = divmod(self.progress.step * self.recipe.accumulate, per_epoch)
         while True:
             generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-            order = torch.randperm(self.rows, generator=generator)
-            if self.lengths is not None:
-                order = torch.cat([p[self.lengths[p].argsort()] for p in order.split(_ALIKE_IN * size)])
-            batches = order[: per_epoch * size].view(per_epoch, size)
-            if self.lengths is not None:
-                batches = batches[torch.randperm(per_epoch, generator=generator)]
-            for batch in batches[first:]:
-                yield batch.tolist()
+            order = torch.randperm(self.rows, generator=generator)[: per_epoch * size]
+            batches = (batch for rows in order.split(alike) for batch in self._batches(rows, size, generator))
+            yield from (batch.tolist() for batch in itertools.islice(batches, first, None))
             epoch, first = epoch + 1, 0
+
+    def _batches(self, rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        """``rows`` in batches: as they are, or of like length and in an order drawn anew."""
+        found = self.lengths(rows.tolist())
+        if found is not None:
+            lengths = torch.as_tensor(found)
+            order = lengths.argsort(stable=True)
+            tokens, sorted_ = (at.view(-1, size).amax(1).sum() for at in (lengths, lengths[order]))
+            if sorted_ <= (1 - _SPARED) * tokens:
+                batches = rows[order].view(-1, size)
+                return batches[torch.randperm(len(batches), generator=generator)]
+        return rows.view(-1, size)
 
 
 def _loader(task: Task, encoder: Encoder, recipe: Recipe, progress: _Progress) -> DataLoader[Any]:
     rows: Any = range(len(task.train))
     return DataLoader(
         rows,
-        batch_sampler=_Shuffled(len(rows), task.lengths(encoder), recipe, progress),
+        batch_sampler=_Shuffled(
+            len(rows), lambda at: task.lengths(task.train.take(np.array(at)), encoder), recipe, progress
+        ),
         collate_fn=task.collate(encoder),
         # A generator of its own: a loader otherwise draws from the global one whenever it is started, and a
         # resumed run would see other dropout masks than an uninterrupted one.

@@ -134,6 +134,12 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
     return settings
 
 
+def made_on(machine: Mapping[str, Any]) -> dict[str, str]:
+    """What a reader wants to know of an :func:`environment`."""
+    device = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    return {"device": device, "torch": machine["torch"]}
+
+
 def made_otherwise(record: Mapping[str, Any]) -> bool:
     """Whether the experiment has other settings today than when the record was made at its scale."""
     experiment: Experiment = EXPERIMENTS[record["experiment"]].at(record["scale"])

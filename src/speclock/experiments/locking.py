@@ -30,7 +30,7 @@ from speclock.audits.suite import SCRATCH, Family, Suite, around, listed
 from speclock.audits.tune import Trial, chosen, tune
 from speclock.curvature import spectral_ends
 from speclock.environment import environment
-from speclock.experiments.base import Experiment, Row, once, row
+from speclock.experiments.base import Experiment, Row, made_on, once, row
 from speclock.experiments.claims import (
     KEPT,
     Claim,
@@ -349,8 +349,7 @@ class SeveralModels(Experiment):
         kept.mkdir(exist_ok=True)
 
         def made() -> list[Row]:
-            on = environment()
-            where = {"device": on["device"] if on["device"] != "cpu" else on["cpu"], "torch": on["torch"]}
+            where = made_on(environment())
             return [{"model": part.model, "made_on": where, **found} for found in part.rows(kept, jobs)]
 
         rows: list[Row] = once(kept / "rows.json", made)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speclock.experiments import EXPERIMENTS
-from speclock.experiments.base import Experiment, made_otherwise, settings_of
+from speclock.experiments.base import Experiment, made_on, made_otherwise, settings_of
 from speclock.experiments.claims import name_of
 from speclock.numbers import NONE, interval, percent, short
 
@@ -29,13 +29,11 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
     parts = [_HEAD]
     for name, record in records.items():
         experiment: Experiment = EXPERIMENTS[name].at(record["scale"])
-        environment = record["environment"]
-        machine = environment["cpu"] if environment["device"] == "cpu" else environment["device"]
         parts.append(
             f"## {experiment.title}\n\n"
             f"`speclock reproduce {name} --scale {record['scale']}`: {len(record['rows'])} rows, "
             f"{record['seconds']:.0f} s{' in its last part' if record.get('resumed') else ''}, "
-            f"torch {environment['torch']}, {machine}."
+            f"{_made_on(record)}."
             + (" **Made with other settings than the command's of today.**" if made_otherwise(record) else "")
         )
         if experiment.departures:
@@ -55,6 +53,14 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
     if missing := [name for name in EXPERIMENTS if name not in records]:
         parts.append(f"Not run yet: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _made_on(record: Mapping[str, Any]) -> str:
+    """torch and the processor or device; of several models, all that their rows were made on."""
+    places = [row["made_on"] for row in record["rows"] if "made_on" in row] or [
+        made_on(record["environment"])
+    ]
+    return " and ".join(dict.fromkeys(f"torch {place['torch']}, {place['device']}" for place in places))
 
 
 def _unlike_the_papers(record: Mapping[str, Any]) -> Iterator[str]:

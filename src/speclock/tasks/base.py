@@ -373,7 +373,7 @@ class Task(ABC):
         split: Split,
         batch_size: int,
     ) -> Iterator[Batch]:
-        """The split in its own order, in batches of ``batch_size``; for scoring."""
+        """The split in its own order, in batches of ``batch_size``."""
         examples = self.part(split)
         for start in range(0, len(examples), batch_size):
             yield self.encode(
@@ -384,8 +384,8 @@ class Task(ABC):
         """A ``DataLoader`` collate function from training row numbers to a batch."""
         return lambda rows: self.encode(self.train.take(np.asarray(rows)), encoder)
 
-    def lengths(self, encoder: Encoder) -> Sequence[int] | None:
-        """Tokens of each training row, where batches are to be of rows of like length."""
+    def lengths(self, examples: Examples, encoder: Encoder) -> Int[np.ndarray, " n"] | None:
+        """Tokens of each example, the shorter of which a batch fills up; None where all are of one size."""
         return None
 
     def check_kind(self, encoder: Encoder) -> None:
@@ -525,9 +525,14 @@ class Task(ABC):
         device = next(module.parameters()).device
         was_training = module.training
         module.eval()
+        examples = self.part(split)
+        lengths = self.lengths(examples, model)
+        # Examples of one length side by side: less of a batch is padding.
+        order = np.arange(len(examples)) if lengths is None else np.argsort(lengths, kind="stable")
         found, sure = [], []
         try:
-            for batch in self.batches(model, split, batch_size):
+            for start in range(0, len(order), batch_size):
+                batch = self.encode(examples.take(order[start : start + batch_size]), model)
                 logits = in_parts(
                     lambda part: self.logits(module, part).float().cpu(),
                     {name: value.to(device) for name, value in batch.items()},
@@ -537,7 +542,8 @@ class Task(ABC):
                 sure.append(logits.softmax(-1).max(-1).values.where(finite, torch.zeros(())))
         finally:
             module.train(was_training)
-        return torch.cat(found).numpy(), torch.cat(sure).double().numpy()
+        back = np.argsort(order)
+        return torch.cat(found).numpy()[back], torch.cat(sure).double().numpy()[back]
 
 
 def content(inputs: np.ndarray) -> bytes | memoryview:

@@ -167,8 +167,8 @@ class CausalLM(Task):
         start: int = tokenizer.convert_tokens_to_ids(first)
         return start
 
-    def lengths(self, encoder: Encoder) -> list[int]:
-        return [len(self.tokens(row, encoder.tokenizer)[0]) for row in self.rows(self.train)]
+    def lengths(self, examples: Examples, encoder: Encoder) -> Int[np.ndarray, " n"]:
+        return np.array([len(self.tokens(row, encoder.tokenizer)[0]) for row in self.rows(examples)])
 
     # -- loss and score ------------------------------------------------------------------------------------
 

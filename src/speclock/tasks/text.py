@@ -55,6 +55,10 @@ class TextClassification(Task):
         batch = {name: _pad([row[name] for row in rows], name, encoder.tokenizer) for name in rows[0]}
         return {**batch, "labels": torch.from_numpy(examples.labels)}
 
+    def lengths(self, examples: Examples, encoder: Encoder) -> Int[np.ndarray, " n"]:
+        rows = self._tokenise(list(examples.inputs), encoder.tokenizer)
+        return np.array([len(row["input_ids"]) for row in rows])
+
     def _tokenise(self, inputs: list[Text], tokenizer: Any) -> list[dict[str, list[int]]]:
         _, known = self._encoded.setdefault(id(tokenizer), (tokenizer, {}))
         if new := [text for text in dict.fromkeys(inputs) if text not in known]:
