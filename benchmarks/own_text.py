@@ -35,7 +35,7 @@ def answers(prompts: list[str], tokens: int) -> list[str]:
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
         with torch.no_grad():
-            out = module.generate(**given, do_sample=False, max_new_tokens=tokens)
+            out = module.generate(**given.to(module.device), do_sample=False, max_new_tokens=tokens)
         found += tokenizer.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
     return found
 

@@ -77,7 +77,7 @@ def _unlike_the_papers(record: Mapping[str, Any]) -> Iterator[str]:
 
 _SHORTER = (
     *("retain", "others", "training", "unlearning", "epochs", "max_length", "task", "seeds"),
-    *("lock", "our_locks", "informed", "finalists", "proxy", "trials"),
+    *("lock", "our_locks", "informed", "finalists", "from_scratch", "proxy", "trials"),
 )
 """Settings of data, length and search: a smaller scale has less of them."""
 

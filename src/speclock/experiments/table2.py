@@ -106,8 +106,21 @@ class Table2(SeveralModels):
         "smoke": {"models": (guard("22M", "@100/40/40", **SMOKE),)},
         "small": {
             "models": (
-                guard("22M", "@800/370/288", max_length=128, our_locks=(f"{UNDO},steps=350",)),
-                guard("86M", "@240/370/288", our_locks=(), informed=("clip",), max_length=64),
+                guard(
+                    "22M",
+                    "@800/370/288",
+                    max_length=128,
+                    our_locks=(f"{UNDO},steps=350",),
+                    from_scratch=False,
+                ),
+                guard(
+                    "86M",
+                    "@240/370/288",
+                    max_length=64,
+                    our_locks=(),
+                    informed=("clip",),
+                    from_scratch=False,
+                ),
             )
         },
         "paper": {},
