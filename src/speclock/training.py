@@ -339,11 +339,12 @@ class _Progress:
 class _Shuffled(Sampler[list[int]]):
     """Endless batches of row numbers; epoch e is permuted by (seed, e), and a resumed run starts midway.
 
-    ``lengths`` says how long some rows are. Where it spares padding, a batch is of rows of like length.
+    ``lengths`` says how long some rows are, where they differ. Where it spares padding, a batch is of rows of like
+    length.
     """
 
     def __init__(
-        self, rows: int, lengths: Callable[[list[int]], Any], recipe: Recipe, progress: _Progress
+        self, rows: int, lengths: Callable[[list[int]], Any] | None, recipe: Recipe, progress: _Progress
     ) -> None:
         self.rows = rows
         self.lengths = lengths
@@ -365,7 +366,7 @@ class _Shuffled(Sampler[list[int]]):
 
     def _batches(self, rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
         """``rows`` in batches: as they are, or of like length and in an order drawn anew."""
-        found = self.lengths(rows.tolist())
+        found = self.lengths and self.lengths(rows.tolist())
         if found is not None:
             lengths = torch.as_tensor(found)
             order = lengths.argsort(stable=True)
@@ -378,11 +379,14 @@ class _Shuffled(Sampler[list[int]]):
 
 def _loader(task: Task, encoder: Encoder, recipe: Recipe, progress: _Progress) -> DataLoader[Any]:
     rows: Any = range(len(task.train))
+
+    def lengths(at: list[int]) -> Any:
+        return task.lengths(task.train.take(np.array(at)), encoder)
+
     return DataLoader(
         rows,
-        batch_sampler=_Shuffled(
-            len(rows), lambda at: task.lengths(task.train.take(np.array(at)), encoder), recipe, progress
-        ),
+        # Images are of one size, and not to be read for this.
+        batch_sampler=_Shuffled(len(rows), lengths if task.modality == "text" else None, recipe, progress),
         collate_fn=task.collate(encoder),
         # A generator of its own: a loader otherwise draws from the global one whenever it is started, and a
         # resumed run would see other dropout masks than an uninterrupted one.
