@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -296,12 +297,20 @@ def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
 
 
 def test_a_lock_that_leaves_the_curvature_is_said_to() -> None:
-    rows = [
-        {"block": block, "measured": measured}
-        for block, pair in (("spectrum", (2.0, 9.0)), ("curvature", (30.0, 30.0)))
-        for measured in pair
-    ]
-    assert [claim.printed.partition(":")[0] for claim in curvature(rows)] == [HOLDS, FALLS]
+    def said(before: list[float], after: list[float]) -> str:
+        rows = [
+            {"block": "curvature", "measured": fmean(seeds), "seeds": seeds, "batch_norm": False}
+            for seeds in (before, after)
+        ]
+        return next(curvature(rows)).printed.partition(":")[0]
+
+    assert said([2.0], [9.0]) == HOLDS
+    assert said([30.0], [30.0]) == FALLS
+    assert said([30.0], [31.0]) == f"{PART}, by less than a tenth"
+    assert said([900.0, 30.0, 40.0], [1000.0, 60.0, 80.0]) == HOLDS
+    assert said([900.0, 30.0, 40.0], [1500.0, 20.0, 30.0]) == f"{PART}, on 1 of 3 samples", (
+        "whatever the mean"
+    )
 
 
 def backdoor(base: tuple[float, float], locked: tuple[float, float]) -> list[dict[str, Any]]:

@@ -295,9 +295,17 @@ def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         if not of:
             continue
         before, after = of[0]["measured"], of[1]["measured"]
-        verdict = (
-            HOLDS if after > 1.1 * before else f"{PART}, by less than a tenth" if after > before else FALLS
-        )
+        # Sample by sample: two of them differ by more than a lock makes.
+        grown = [b / a for a, b in zip(of[0]["seeds"], of[1]["seeds"], strict=True)]
+        raised = sum(ratio > 1 for ratio in grown)
+        if min(grown) > 1.1:
+            verdict = HOLDS
+        elif not raised:
+            verdict = FALLS
+        elif raised == len(grown):
+            verdict = f"{PART}, by less than a tenth"
+        else:
+            verdict = f"{PART}, on {raised} of {len(grown)} samples"
         where = (
             ", batch norms at their running statistics, as in no attack" if of[0].get("batch_norm") else ""
         )
