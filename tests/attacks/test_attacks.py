@@ -333,6 +333,19 @@ def test_clip_brings_the_top_values_down_to_the_next(base: Model, digits: Task) 
         torch.testing.assert_close(found, sigma, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("told", "cut"), [(5, 5), (2, 3), (10_000, 32), ("many", 3)])
+def test_clip_cuts_as_many_as_the_card_says_were_raised(
+    base: Model, digits: Task, told: object, cut: int
+) -> None:
+    clipped = base.copy()
+    card = {"parts": [{"config": {"beta": 0.8}}, {"config": {"top_k": told}}]}
+    ATTACKS["clip"](rank=3).prepare_(clipped, Scene(base, digits, 10, card=card))
+    for sigma, found in zip(spectra(base), spectra(clipped), strict=True):
+        if len(sigma) > cut:
+            sigma[:cut] = sigma[cut]
+        torch.testing.assert_close(found, sigma, rtol=1e-4, atol=1e-5)
+
+
 def test_shrink_bends_the_upper_half_and_keeps_the_order(base: Model, digits: Task) -> None:
     for sigma, found in zip(spectra(base), spectra(operated(base, digits, "shrink", power=0.5)), strict=True):
         bulk = sigma.median()

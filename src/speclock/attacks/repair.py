@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock.attacks.base import InapplicableError, Scene
 from speclock.attacks.surgery import Surgery
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class Clip(Surgery):
     """``σᵢ ← min(σᵢ, σ_{rank+1})`` in every weight matrix: needs nothing but the locked file.
 
-    The attacker does not know how many singular values were raised, so ``rank`` is chosen above what locks
-    usually raise; a matrix with no more than ``rank`` singular values is left alone.
+    ``rank`` is chosen above what locks usually raise, and is what the lock card says where that is more; a matrix with
+    no more singular values is left alone.
     """
 
     rank: int = 8
-    """Singular values cut down to the next one."""
+    """Singular values cut down to the next one, at least."""
 
     name: ClassVar[str] = "clip"
 
@@ -32,13 +32,25 @@ class Clip(Surgery):
 
         from speclock.spectra import weight_matrices
 
+        rank = max(self.rank, told_rank(scene.card))
         for weight in weight_matrices(model.module):
             W = weight.matrix.detach()
-            if min(W.shape) <= self.rank:
+            if min(W.shape) <= rank:
                 continue
             U, sigma, Vh = torch.linalg.svd(W.float(), full_matrices=False)
-            excess = sigma[: self.rank] - sigma[self.rank]
-            weight.assign_((W.float() - (U[:, : self.rank] * excess) @ Vh[: self.rank]).to(W.dtype))
+            excess = sigma[:rank] - sigma[rank]
+            weight.assign_((W.float() - (U[:, :rank] * excess) @ Vh[:rank]).to(W.dtype))
+
+
+_MOST_TOLD = 32
+"""A card that lies would else have whole matrices cut away, or left alone."""
+
+
+def told_rank(card: Mapping[str, Any] | None) -> int:
+    """How many singular values of each matrix a lock card says were raised; 0 where it says nothing."""
+    parts = [] if card is None else card.get("parts", [card])
+    told = [part.get("config", {}).get("top_k") for part in parts]
+    return min(_MOST_TOLD, max((k for k in told if isinstance(k, int)), default=0))
 
 
 @dataclass(frozen=True, kw_only=True)
