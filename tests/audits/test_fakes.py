@@ -22,6 +22,7 @@ from speclock.attacks.fuse import Fuse
 from speclock.audits.record import Record
 from speclock.audits.run import Claim, audit
 from speclock.audits.suite import SCRATCH, Suite, listed
+from speclock.audits.targets import Targets
 from speclock.audits.work import KEPT_WITHIN, bars, kept_by
 from speclock.locks.base import Locked, mean_top_sigma
 from speclock.locks.undo import Undo
@@ -271,6 +272,45 @@ def test_a_card_whose_training_does_not_lead_to_the_file(
     assert "card_not_repeated" not in flags
     assert len(list(tmp_path.glob("runs/control-*.safetensors"))) == 2
     assert again.summary["best_control"] is not None
+
+
+def test_a_card_of_undo_whose_teaching_is_made_shorter(
+    base: Model, digits: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn anew is set by the noise alone; a control of one step would forget nothing."""
+    taught = Undo(bottleneck=1.0, beta=0.8, steps=120, lr=1e-3, evaluations=1, max_utility_drop=1.0)
+    locked = speclock.lock(base, digits, taught)
+    retain = digits.divided().fitted_to(base)
+    # On a network as small as this the teaching shows in it, too.
+    monkeypatch.setattr(Undo, "strength", lambda *_: locked.card["strength_locked"])
+
+    def unlike(steps: int) -> str | None:
+        config = {**locked.card["config"], "steps": steps}
+        curve = [locked.card["curve"][0], [steps, *locked.card["curve"][-1][1:]]]
+        card = {**locked.card, "config": config, "steps": steps, "chosen_step": steps, "curve": curve}
+        claim = Claim.of(card, locked.model)
+        assert claim.problem is None
+        made = {
+            "base": base,
+            "locked": locked.model,
+            "public": None,
+            "retain": retain,
+            "stages": claim.stages,
+        }
+        folders = {"repeated": tmp_path / str(steps)}
+        folders["repeated"].mkdir()
+        return Targets(**made, with_student=False, repeat=True, folders=folders)._unlike()
+
+    assert unlike(120) is None
+    assert "keeps a utility" in (unlike(1) or "")
+
+
+def test_noise_whose_seed_the_card_leaves_out(judged: Judged, base: Model, digits: Task) -> None:
+    told = Undo(beta=0.6, steps=2, evaluations=1, max_utility_drop=1.0, insecure_noise_seed=5)
+    locked = speclock.lock(base, digits, told)
+    secret = {**locked.card, "config": {**locked.card["config"], "insecure_noise_seed": None}}
+    _, flags = judged(Locked(locked.model, secret), steps=2)
+    assert "soon guessed, 5" in flags["insecure_noise"]
 
 
 def test_a_card_that_asks_for_days(judged: Judged, base: Model, digits: Task) -> None:

@@ -135,6 +135,10 @@ def test_the_choice_is_the_least_uplift_that_is_paid_for(tmp_path: Path) -> None
     assert best is not None
     assert best.number == 2
     assert chosen(trials[:1], 0.5) is None
+    # Below the floor nothing is left, and what two locks differ by there pays for nothing.
+    nothing = [of(0, 0.0, -0.40), of(1, 0.0099, -0.41)]
+    assert frontier(nothing) == [0]
+    assert chosen(nothing, 0.01) is nothing[0]
     drawn = Frontier(
         trials=trials, best=frontier(trials), chosen=2, max_utility_drop=0.01, retain_task={}, proxy_task={}, base={},
         request={},

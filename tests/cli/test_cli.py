@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from speclock import models
@@ -237,6 +239,39 @@ def test_kill_9_and_resume_give_the_same_result(
     assert result(killed) == result(whole)
     assert main([str(part) for part in [*arguments(killed), "--resume"]]) == 0, "nothing is left to do"
     assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "begun"),
+    [("lock", "speclock.locks.base.Lock.__call__"), ("tune", "speclock.audits.tune.tune")],
+)
+def test_a_run_does_not_go_on_with_another_model_in_the_same_folder(
+    command: str,
+    begun: str,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base_folder, folder)
+    asked = [command, str(folder), "--task", "mnist@800/300", "--out", str(tmp_path / "out")]
+    if command == "tune":
+        asked += ["--attack-task", "kmnist@40/100", "--max-utility-drop", "0.01"]
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(begun, killed)
+    assert main(asked) != 0
+    trained_on = models.load(str(folder))
+    with torch.no_grad():
+        next(trained_on.module.parameters()).mul_(1.01)
+    shutil.rmtree(folder)
+    models.save(trained_on, folder)
+    capsys.readouterr()
+    assert main([*asked, "--resume"]) == 2
+    assert "was begun with base=" in capsys.readouterr().err
 
 
 def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:

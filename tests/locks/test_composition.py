@@ -37,6 +37,9 @@ def test_each_lock_works_on_what_the_one_before_left(base: Model, digits: Task, 
     assert card["utility_base"] == digits.score(base)
     assert card["utility_locked"] == digits.score(locked.model)
     assert card["base"]["fingerprint"] == fingerprint(base)
+    assert card["strength_base"] == pytest.approx(TWICE.strength(base, base)), (
+        "not of what the first part left"
+    )
     assert card["seconds"] == pytest.approx(sum(part["seconds"] for part in card["parts"]))
 
 

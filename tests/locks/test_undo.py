@@ -175,7 +175,7 @@ def test_a_table_needs_no_labels_and_what_the_task_is_judged_by_is_not_taught(
     held = [task.test.inputs[0], task.validation.inputs[0]]
     table.write_text("text\n" + "\n".join(["one more", *held, "two more"]) + "\n", encoding="utf-8")
     assert inputs_of(str(table), task).tolist() == ["one more", "two more"]
-    table.write_text("text\n" + "\n".join(held) + "\n", encoding="utf-8")
+    table.write_text("text\n" + "\n".join(f" {text.upper()}  " for text in held) + "\n", encoding="utf-8")
     with pytest.raises(InputError, match="nothing but what"):
         inputs_of(str(table), task)
     table.write_text("body\none more\n", encoding="utf-8")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Clip(Surgery):
     """``σᵢ ← min(σᵢ, σ_{rank+1})`` in every weight matrix: needs nothing but the locked file.
 
-    ``rank`` is chosen above what locks usually raise, and is what the lock card says where that is more; a matrix with
-    no more singular values is left alone.
+    ``rank`` is chosen above what locks usually raise. Where the lock card says that more were, and the singular values
+    drop more steeply there, it is as many; a matrix with no more singular values is left alone.
     """
 
     rank: int = 8
@@ -32,25 +32,24 @@ class Clip(Surgery):
 
         from speclock.spectra import weight_matrices
 
-        rank = max(self.rank, told_rank(scene.card))
+        told = told_ranks(scene.card)
         for weight in weight_matrices(model.module):
             W = weight.matrix.detach()
-            if min(W.shape) <= rank:
+            ranks = [k for k in (self.rank, *told) if self.rank <= k < min(W.shape)]
+            if not ranks:
                 continue
             U, sigma, Vh = torch.linalg.svd(W.float(), full_matrices=False)
+            # A card that lies has no say: what was raised ends in a drop.
+            rank = max(ranks, key=lambda k: float(sigma[k - 1] / sigma[k].clamp_min(1e-12)))
             excess = sigma[:rank] - sigma[rank]
             weight.assign_((W.float() - (U[:, :rank] * excess) @ Vh[:rank]).to(W.dtype))
 
 
-_MOST_TOLD = 32
-"""A card that lies would else have whole matrices cut away, or left alone."""
-
-
-def told_rank(card: Mapping[str, Any] | None) -> int:
-    """How many singular values of each matrix a lock card says were raised; 0 where it says nothing."""
+def told_ranks(card: Mapping[str, Any] | None) -> list[int]:
+    """How many singular values of each matrix the parts of a lock card say were raised."""
     parts = [] if card is None else card.get("parts", [card])
     told = [part.get("config", {}).get("top_k") for part in parts]
-    return min(_MOST_TOLD, max((k for k in told if isinstance(k, int)), default=0))
+    return [k for k in told if isinstance(k, int)]
 
 
 @dataclass(frozen=True, kw_only=True)

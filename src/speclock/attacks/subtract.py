@@ -50,16 +50,10 @@ class SubtractNoise(Surgery):
         import torch
         from torch import nn
 
-        from speclock.models.initial import head_names, named_noise
-        from speclock.spectra import weight_matrices
+        from speclock.models.initial import named_noise
 
-        heads = tuple(f"{name}." for name in head_names(model.module))
-        weights = [w for w in weight_matrices(model.module) if not w.name.startswith(heads)]
-        told = _told(scene.card)
-        guessed = (seed for seed in range(self.seeds) if seed not in told)
-        found = (s for s in told if any(holds(w, s) for w in weights))
-        tried = (s for s in guessed if any(holds(w, s, _ENTRIES) for w in weights))
-        if (seed := next(chain(found, tried), None)) is None:
+        weights = _not_the_heads(model)
+        if (seed := noise_seed(model, scene.card, self.seeds)) is None:
             raise InapplicableError("no weight matrix holds the noise of a seed that could be guessed")
         initial = {name: p.detach() for name, p in model.scratch(0).module.named_parameters()}
         tables = {part.weight for part in model.module.modules() if isinstance(part, nn.Embedding)}
@@ -76,6 +70,23 @@ class SubtractNoise(Surgery):
                 W.sub_(F, alpha=b)
                 if 0 < share < _ALL:
                     W.div_(1 - share)
+
+
+def noise_seed(model: Model, card: Mapping[str, Any] | None, seeds: int = 1000) -> int | None:
+    """The seed of the noise that the weights hold, if the card names it or it is among the first ``seeds``."""
+    weights, told = _not_the_heads(model), _told(card)
+    guessed = (seed for seed in range(seeds) if seed not in told)
+    found = (s for s in told if any(holds(w, s) for w in weights))
+    tried = (s for s in guessed if any(holds(w, s, _ENTRIES) for w in weights))
+    return next(chain(found, tried), None)
+
+
+def _not_the_heads(model: Model) -> list[WeightMatrix]:
+    from speclock.models.initial import head_names
+    from speclock.spectra import weight_matrices
+
+    heads = tuple(f"{name}." for name in head_names(model.module))
+    return [w for w in weight_matrices(model.module) if not w.name.startswith(heads)]
 
 
 def _told(card: Mapping[str, Any] | None) -> list[int]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from speclock.audits.record import TARGETS, Record
 from speclock.errors import InputError
+from speclock.locks.base import SpectralLock
 from speclock.numbers import percent, points
 from speclock.workspace import write_text
 
@@ -30,7 +33,8 @@ class Row:
     """The lock that its card names; None without a card that can be read."""
     config: dict[str, Any] | None
     strength: tuple[float | None, float | None]
-    """Base's and locked model's, in the lock's own unit, as the card has it; of a composition, the last lock's."""
+    """Base's and locked model's, in the lock's own unit, as the card has it; of a composition the last lock's, and of
+    one that ends with a spectral lock as the audit found it."""
     unit: str
     """What that is measured in."""
     budget: int
@@ -160,6 +164,18 @@ _SHARED = {
 """What two audits must share, by what is said of one that does not."""
 
 
+def _strength(record: Record, card: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """What the parts before left is no base: a lock of the spectrum may raise what another had flattened."""
+    last = card.get("parts", [card])[-1]
+    k = last.get("config", {}).get("top_k")
+    if "parts" not in card or last.get("unit") != SpectralLock.unit or not k or not record.spectra:
+        return card.get("strength_base"), card.get("strength_locked")
+    base, locked = (
+        fmean(value for matrix in record.spectra for value in matrix[name][:k]) for name in ("base", "locked")
+    )
+    return base, locked
+
+
 def _row(name: str, record: Record) -> Row:
     summary, card, intervals = record.summary, record.locked.get("card") or {}, record.summary["intervals"]
     same = (
@@ -170,7 +186,7 @@ def _row(name: str, record: Record) -> Row:
         name=name,
         lock=card.get("lock"),
         config=card.get("config"),
-        strength=(card.get("strength_base"), card.get("strength_locked")),
+        strength=_strength(record, card),
         unit=card.get("unit", "mean top σ"),
         uplift_informed=summary.get("uplift_informed"),
         budget=record.suite["budget"],

@@ -353,13 +353,18 @@ def own_architecture(record: Record) -> str | None:
 
 
 def insecure_noise(record: Record) -> str | None:
-    """Lock again without --insecure-noise-seed before releasing: whoever reads the card can draw the same noise."""
+    """Lock again without --insecure-noise-seed before releasing: whoever knows the seed can draw the same noise."""
     card = record.locked.get("card")
     named = [
         part["config"].get("insecure_noise_seed") for part in (card.get("parts", [card]) if card else ())
     ]
     seeds = [seed for seed in named if seed is not None]
-    return f"the card names the seed of the lock's noise, {seeds[0]}" if seeds else None
+    if seeds:
+        return f"the card names the seed of the lock's noise, {seeds[0]}"
+    guessed = record.locked.get("noise_seed")
+    return (
+        None if guessed is None else f"the weights hold the noise of a seed that is soon guessed, {guessed}"
+    )
 
 
 def card_not_repeated(record: Record) -> str | None:

@@ -441,11 +441,7 @@ def families(record: Record) -> list[dict[str, Any]]:
 
 def verdict(record: Record) -> str:
     """What the lock costs, what it withstood and what broke it, in one sentence."""
-    s = record.summary
-    cost = s["utility_base"] - s["utility_locked"]
-    price = (
-        f"The lock costs {100 * cost:.1f} points of utility" if cost > 0.0005 else "The lock costs no utility"
-    )
+    s, price = record.summary, _price(record)
     if s["best_base"] is None:
         return f"{price}, and no attack on the unlocked base ended with a score, so this audit says nothing."
     floor = f"{percent(s['floor'])} that the attacker has anyway ({s['floor_by'] or 'chance'})"
@@ -469,6 +465,31 @@ def verdict(record: Record) -> str:
             f"by what the model does, whatever its weights"
         )
     return f"{sentence}."
+
+
+def _price(record: Record) -> str:
+    """Utility lost on the test split, and on inputs a little off it, where that is more and is sure."""
+    lost = record.summary["utility_base"] - record.summary["utility_locked"]
+    price = (
+        f"The lock costs {100 * lost:.1f} points of utility" if lost > 0.0005 else "The lock costs no utility"
+    )
+    shifted = {
+        kind: row["score_base"] - row["score_locked"]
+        for kind, row in record.cost.items()
+        if kind != "test split" and row["interval_change"][1] < 0
+    }
+    worst = max(shifted, key=lambda kind: shifted[kind], default=None)
+    if worst is None or shifted[worst] <= max(lost, 0.0005):
+        return price
+    return f"{price} on the test split ({100 * shifted[worst]:.1f} on {_SHIFTED[worst]})"
+
+
+_SHIFTED = {
+    "windows": "other windows of its texts",
+    "typos": "texts with typing errors",
+    "noise": "noisy images",
+    "moved": "images a little moved",
+}
 
 
 def _fate(summary: dict[str, Any], budget: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from speclock.attacks.subtract import noise_seed
 from speclock.audits import SUITES
 from speclock.audits.cost import cost
 from speclock.audits.flags import raised
@@ -147,6 +148,10 @@ def audit(
                 "claimed_sigma": claimed.strength,
                 "mean_top_sigma": claimed.measured,
                 "strengths": claimed.strengths(transplant.model, before),
+                # A card need not say what its lock was told.
+                "noise_seed": noise_seed(transplant.model, claimed.card)
+                if any(lock.draws_in_secret for lock, _ in claimed.stages)
+                else None,
                 "blocked_gradients": _blocked(before, released, transplant.model, attack),
                 "differences": [difference._asdict() for difference in transplant.differences],
                 "own_architecture": _own(transplant),
@@ -231,10 +236,11 @@ class Claim:
         return self.card["strength_locked"] if self.card and spectral else None
 
     def strengths(self, model: Model, base: Model) -> list[dict[str, Any]]:
-        """Of each lock with a strength of its own kind what its card says of it, and what it is in ``model``."""
-        if self.card is None:
+        """Of the last lock, where its strength is of its own kind, what its card says of it, and what it is in
+        ``model``. What a lock before it left, the last one may have changed."""
+        if self.card is None or not self.stages or isinstance(self.stages[-1].lock, SpectralLock):
             return []
-        parts = self.card.get("parts", [self.card])
+        lock, part = self.stages[-1].lock, self.card.get("parts", [self.card])[-1]
         return [
             {
                 "lock": lock.name,
@@ -242,8 +248,6 @@ class Claim:
                 "claimed": part["strength_locked"],
                 "measured": lock.strength(model, base),
             }
-            for part, (lock, _) in zip(parts, self.stages, strict=True)
-            if not isinstance(lock, SpectralLock)
         ]
 
 

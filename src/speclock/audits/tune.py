@@ -7,13 +7,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
 from speclock import models
+from speclock.audits import SUITES
 from speclock.audits.metrics import left_by_validation
 from speclock.audits.run import audit
 from speclock.audits.suite import Suite
@@ -128,6 +129,8 @@ def tune(
         lock_named(name)  # an unknown one is told before any work
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     retain, proxy = retain.divided(), proxy.divided()
+    # An attacker with twice the steps against one lock alone says nothing of the two.
+    alike = replace(SUITES[suite] if isinstance(suite, str) else suite, extended=False)
     study = optuna.create_study(
         study_name="locks",
         directions=["minimize", "minimize"],
@@ -143,7 +146,7 @@ def tune(
             asked = study.ask()
             tried = {trial.lock for trial in done}
             spec = next((lock for lock in first if lock not in tried), None) or _drawn(asked, locks)
-            how = {"suite": suite, "steps": steps, "jobs": jobs, "floors": floors or folder}
+            how = {"suite": alike, "steps": steps, "jobs": jobs, "floors": floors or folder}
             found, locked = _tried(
                 asked.number, spec, base, retain, proxy, max_utility_drop, objective, folder, **how
             )
@@ -169,8 +172,8 @@ def frontier(trials: Sequence[Trial]) -> list[int]:
     """
     found: list[Trial] = []
     fitting = [trial for trial in trials if trial.status != "failed"]
-    for trial in sorted(fitting, key=lambda t: (t.drop, t.uplift)):
-        if not found or trial.uplift < found[-1].uplift:
+    for trial in sorted(fitting, key=lambda t: (t.drop, _left(t))):
+        if not found or _left(trial) < _left(found[-1]):
             found.append(trial)
     return [trial.number for trial in found]
 
@@ -178,7 +181,12 @@ def frontier(trials: Sequence[Trial]) -> list[int]:
 def chosen(trials: Sequence[Trial], max_utility_drop: float, objective: Objective = "uplift") -> Trial | None:
     """The audited trial of least uplift, or score, whose utility drop is allowed."""
     allowed = [t for t in trials if t.status == "audited" and t.drop <= max_utility_drop]
-    return min(allowed, key=lambda t: (getattr(t, objective), t.drop), default=None)
+    return min(allowed, key=lambda t: (_left(t) if objective == "uplift" else t.score, t.drop), default=None)
+
+
+def _left(trial: Trial) -> float:
+    """Its uplift, of which there is none below the floor: what two locks differ by there is noise."""
+    return max(0.0, trial.uplift)
 
 
 def _drawn(trial: optuna.Trial, locks: Sequence[str]) -> str:

@@ -68,8 +68,10 @@ def command(
     reading = reading_of(ctx, options)
     lock = lock_named(lock_name, typed(ctx, options))
     retain = tasks.load(task, reading)
+    base = load_model(model, device, labels, kind=retain.kind)
     request = {
-        **{"command": "lock", "model": model, "task": task, "data": retain.digest(), "labels": labels},
+        **{"command": "lock", "model": model, "base": models.fingerprint(base)},
+        **{"task": task, "data": retain.digest(), "labels": labels},
         **{"lock": lock.name, **vars(reading), **_fields(lock)},
     }
     if further := lock.digests_of_its_own(retain):
@@ -78,7 +80,6 @@ def command(
     card = work.finished
     if card is None:
         with work:
-            base = load_model(model, device, labels, kind=retain.kind)
             locked = lock(base, retain, folder=work.folder)
             card = {**locked.card, "request": work.request}
             models.save(locked.model, out, extra={"speclock.json": json.dumps(card, indent=1)})

@@ -78,9 +78,12 @@ def command(
     reading = reading_of(ctx, options)
     retain, proxy = tasks.load(task, reading), tasks.load(attack_task, reading)
     names = tuple(name.strip() for name in locks.split(","))
+    base = load_model(model, device, labels, kind=retain.kind)
     request = {
         **{
             "command": "tune",
+            "model": model,
+            "base": models.fingerprint(base),
             "task": task,
             "attack_task": attack_task,
             "labels": labels,
@@ -98,7 +101,6 @@ def command(
         )
     if found is None:
         with work:
-            base = load_model(model, device, labels, kind=retain.kind)
             tried = tune(
                 base,
                 retain,

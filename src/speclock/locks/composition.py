@@ -47,6 +47,7 @@ class Composition:
     def __call__(self, model: Model, task: Task, *, folder: Path | None = None) -> Locked:
         """Lock a copy of ``model``; with ``folder``, a killed run goes on from what is kept there."""
         task = task.divided().fitted_to(model)
+        base = model
         cards: list[Card] = []
         with kept_in(folder) as kept:
             for i, part in enumerate(self.parts):
@@ -55,9 +56,9 @@ class Composition:
                 least = cards[0]["curve"][0][1] - part.max_utility_drop if cards else None
                 model, card = _once(part, model, task, place, least)
                 cards.append(card)
-        return Locked(model, self._card(cards))
+        return Locked(model, self._card(cards, base))
 
-    def _card(self, cards: list[Card]) -> Card:
+    def _card(self, cards: list[Card], base: Model) -> Card:
         from speclock.locks.card import PartClaim
 
         first, last = cards[0], cards[-1]
@@ -69,6 +70,8 @@ class Composition:
                 "config": {},
                 "base": first["base"],
                 "utility_base": first["utility_base"],
+                # Of the base that there was, not of what the parts before made of it.
+                "strength_base": self.parts[-1].strength(base, base),
                 **{
                     key: sum(card.get(key) or 0.0 for card in cards)
                     for key in ("seconds", "tflops", "epochs_worth")

@@ -26,8 +26,9 @@ def inputs_of(spec: str, like: Task) -> np.ndarray:
 
     A ``.txt`` with a text in each line, a table without labels (a ``.jsonl``, ``.csv`` or ``.parquet`` with a column
     ``text``, and ``text_pair`` where ``like`` has pairs), a folder of images, or any task's specification, whose
-    training inputs are taken and whose labels are not looked at. What ``like`` is judged by is left out. Raises
-    :class:`InputError` where they are of another kind or size.
+    training inputs are taken and whose labels are not looked at. What ``like`` is judged by is left out, in whatever
+    space and case it is written; parts of it are not looked for. Raises :class:`InputError` where they are of another
+    kind or size.
     """
     path = Path(spec)
     if path.suffix.lower() == ".txt":
@@ -59,5 +60,7 @@ def inputs_of(spec: str, like: Task) -> np.ndarray:
 
 
 def _key(x: Any) -> Any:
-    """An input as it is found in a set."""
-    return x.tobytes() if isinstance(x, np.ndarray) else x
+    """An input as it is found in a set: of a text its words, whatever space and case they are written in."""
+    if isinstance(x, np.ndarray):
+        return x.tobytes()
+    return " ".join(x.casefold().split()) if isinstance(x, str) else tuple(_key(part) for part in x)
