@@ -708,3 +708,18 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str, words: str
         read(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         read(tmp_path / "nowhere")
+
+
+def test_the_verdict_names_the_shift_on_which_users_surely_lose_more() -> None:
+    def said(low: float, high: float) -> str:
+        rows = {"test split": (0.95, 0.945, (-0.02, 0.01)), "windows": (0.76, 0.71, (low, high))}
+        cost = {
+            kind: {"score_base": base, "score_locked": locked, "interval_change": interval}
+            for kind, (base, locked, interval) in rows.items()
+        }
+        return verdict(record(sound(), cost=cost))
+
+    assert said(-0.07, -0.02).startswith(
+        "The lock costs 0.5 points of utility on the test split (5.0 on other windows of its texts) and "
+    )
+    assert said(-0.11, 0.01).startswith("The lock costs 0.5 points of utility and ")
