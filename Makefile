@@ -110,20 +110,23 @@ records-draws: records-locks
 	$(BIN)/speclock audit out/locks/undo out/locks/undo-12 out/locks/undo-13 --base out/demo/base \
 	    --retain-task $(TOPICS) --attack-task $(OTHERS) $(TEXT) --out results/undo-draws
 
-# A lock whose noise has a seed that can be guessed, whose finding and subtracting is compared with plain fine-tuning,
-# and one made as by default, in which nothing is to be found, and which is rescaled by the share that its card names.
-NOISE := --task $(OTHERS) --max-length 16 --steps 32 --lr 1e-4,3.2e-4,1e-3 --resume
+# A lock whose noise has a seed that can be guessed, and one made as by default: the noise of the first is found and
+# subtracted, in the second none is to be found, and it is rescaled by the share that its card names. Each is held
+# against plain fine-tuning of the same model, at rates that are searched.
+NOISE := --task $(OTHERS) --max-length 16 --steps 32 --lr 3.2e-4 --search --weight-decay 0.01 --resume
 records-noise: records-locks
 	$(BIN)/speclock lock out/demo/base --lock undo --insecure-noise-seed 0 $(LOCK) --out out/locks/insecure
-	for seed in 1 2 3; do \
-	    $(BIN)/speclock attack out/locks/insecure $(NOISE) --seed $$seed --out results/noise/plain-$$seed && \
-	    $(BIN)/speclock attack out/locks/insecure --attack subtract-noise $(NOISE) --seed $$seed \
-	        --out results/noise/subtracted-$$seed || exit; done
+	for seed in 1 2 3; do for heal in 0 8; do \
+	    $(BIN)/speclock attack out/locks/insecure --attack subtract-noise --heal $$heal $(NOISE) --seed $$seed \
+	        --out results/noise/subtracted-$$heal-$$seed && \
+	    $(BIN)/speclock attack out/locks/undo --attack undo-shrinkage --heal $$heal $(NOISE) --seed $$seed \
+	        --out results/noise/unshrunk-$$heal-$$seed || exit; done; \
+	    for lock in insecure undo; do \
+	    $(BIN)/speclock attack out/locks/$$lock $(NOISE) --seed $$seed --out results/noise/plain-$$lock-$$seed || exit; \
+	    done; done
 	# It must find nothing, and says so with exit status 2.
-	$(BIN)/speclock attack out/locks/undo --attack subtract-noise $(NOISE) --out results/noise/secret || test $$? -eq 2
-	for seed in 1 2 3; do \
-	    $(BIN)/speclock attack out/locks/undo --attack undo-shrinkage $(NOISE) --seed $$seed \
-	        --out results/noise/unshrunk-$$seed || exit; done
+	$(BIN)/speclock attack out/locks/undo --attack subtract-noise $(NOISE) --out results/noise/secret 2>&1 | \
+	    tee results/noise/secret.txt; grep -q 'no weight matrix holds the noise' results/noise/secret.txt
 
 # A language model on a text of one's own: SmolLM2 keeps its own answers to general questions, and is to be kept from
 # Python's reference manual, of which the attacker has 64 passages.

@@ -1,15 +1,17 @@
-"""One attack on one model at several learning rates: what `speclock attack` carries out."""
+"""One attack on one model at several learning rates, given or searched: what `speclock attack` carries out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speclock.attacks.base import Attack, Attacked, InapplicableError
+from speclock.attacks.base import Attack, Attacked, InapplicableError, Watch
 from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import RunRecord
+from speclock.audits.search import Pruning, at, searched, visible
+from speclock.audits.suite import Family
 from speclock.audits.work import kept_by
 from speclock.environment import environment
 from speclock.errors import InputError
@@ -49,7 +51,7 @@ class Sweep:
 def tried(
     model: Model,
     task: Task,
-    attacks: Sequence[Attack],
+    family: Family,
     steps: int,
     folder: Path,
     *,
@@ -58,12 +60,15 @@ def tried(
     card: Card | None = None,
     retain: Task | None = None,
 ) -> Iterator[RunRecord]:
-    """Each attack's run on ``model``; those that a killed sweep had finished come from ``folder``.
+    """Each run of the family on ``model``; those that a killed sweep had finished come from ``folder``.
 
-    Raises :class:`InputError` where an attack does not fit the model.
+    Where rates are searched, runs that fall behind are given up, as in an audit. Raises :class:`InputError` where an
+    attack does not fit the model.
     """
-    kept = KeptRuns({"attacked": folder}, {"attacked": [fingerprint(model), task.digest(), steps]})
-    for attack in attacks:
+    bound = [fingerprint(model), task.digest(), steps, family.searched]
+    kept = KeptRuns({"attacked": folder}, {"attacked": bound})
+
+    def attempt(attack: Attack, watch: Watch) -> RunRecord:
         run = kept.get("attacked", attack)
         if run is None:
             done = _carried_out(
@@ -75,21 +80,27 @@ def tried(
                 siblings=siblings,
                 card=card,
                 retain=retain,
+                watch=watch if family.searched else None,
                 quoted=False,
             )
             run = _record(attack, steps, done, "search")
             kept.put(run, attack)
-        yield run
+        return run
+
+    sight = visible(task.metric, len(task.divided().part("validation")))
+    yield from searched(family, attempt, Pruning(task.chance, sight, steps))
 
 
 def concluded(
-    model: Model, task: Task, attacks: Sequence[Attack], runs: list[RunRecord], steps: int, **scene: Any
+    model: Model, task: Task, family: Family, runs: list[RunRecord], steps: int, **scene: Any
 ) -> Sweep:
     """The sweep, with the best of its attacks carried out again and quoted on the test split."""
-    scored = [(run, attack) for run, attack in zip(runs, attacks, strict=True) if run.best is not None]
-    if not scored:
+    best = max((run for run in runs if run.best is not None), key=lambda run: run.best or 0.0, default=None)
+    if best is None:
         return Sweep(model, task, steps, runs, None, None)
-    _, attack = max(scored, key=lambda pair: pair[0].best or 0.0)
+    attack = family.attacks[0]
+    if "lr" in best.config:
+        attack = at(attack, best.config["lr"])
     done = _carried_out(model, task, attack, steps, quoted=True, **scene)
     return Sweep(model, task, steps, runs, _record(attack, steps, done, "final"), done.model)
 

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     "--steps", default=32, show_default=True, type=click.IntRange(1), help="Budget in optimizer steps."
 )
 @click.option("--lr", "rates", multiple=True, help="Learning rate; several, or a comma list, for a sweep.")
+@click.option(
+    "--search",
+    is_flag=True,
+    help="Go on from --lr until the best rate lies between two others, as an audit does.",
+)
 @click.option("--public-base", help="A public model that the attacker knows MODEL to be made from.")
 @click.option("--out", required=True, type=OUT, help="Folder for attack.json.")
 @field_options(*ATTACKS.values(), leave_out=["lr"])
@@ -57,6 +62,7 @@ def command(
     attack_name: str,
     steps: int,
     rates: tuple[str, ...],
+    search: bool,
     public_base: str | None,
     retain_task: str | None,
     siblings: tuple[str, ...],
@@ -75,15 +81,21 @@ def command(
     Example: speclock attack locked --task newsgroups:sci.med,rec.sport.hockey@480 --lr 1e-4,1e-3 --out attacked
     """
     from speclock import models, tasks
+    from speclock.audits.search import at
+    from speclock.audits.suite import Family
     from speclock.audits.sweep import concluded, tried
     from speclock.workspace import Workspace, new_folder, write_text
 
     reading = reading_of(ctx, options)
     cls = ATTACKS[attack_name]
     fields = given(ctx, cls, options, f"--attack {attack_name}")
-    if rates and not hasattr(cls, "lr"):
-        raise InputError(f"--lr: {attack_name} trains nothing, so it has no learning rate. Leave it out.")
+    if (rates or search) and not hasattr(cls, "lr"):
+        option = "--lr" if rates else "--search"
+        raise InputError(f"{option}: {attack_name} trains nothing, so it has no learning rate. Leave it out.")
     attacks = [cls(**fields, lr=lr) for lr in _numbers(rates)] or [cls(**fields)]
+    if search and len(attacks) == 1:
+        attacks += [at(attacks[0], rate) for rate in (attacks[0].lr / 10, attacks[0].lr * 10)]
+    family = Family(tuple(attacks), searched=search)
     attacks[0].requires()
     asked = {
         "model": model,
@@ -97,6 +109,7 @@ def command(
         **asked,
         "siblings": list(siblings),
         "steps": steps,
+        "search": search,
         "attacks": [{"attack": attack.name, "seed": attack.seed, **attack.config()} for attack in attacks],
         **vars(reading),
     }
@@ -114,11 +127,11 @@ def command(
                 "retain": None if retain_task is None else tasks.load(retain_task, reading).fitted_to(target),
             }
             runs = []
-            for run in tried(target, wanted, attacks, steps, work.folder / "runs", **scene):
+            for run in tried(target, wanted, family, steps, work.folder / "runs", **scene):
                 runs.append(run)
                 said = f"best {run.best:.1%}" if run.best is not None else f"{run.status} {run.reason}"
                 click.echo(f"{run.title}: {said} ({run.passes} passes, {run.seconds:.0f} s)", err=as_json)
-            sweep = concluded(target, wanted, attacks, runs, steps, **scene)
+            sweep = concluded(target, wanted, family, runs, steps, **scene)
             record = {**sweep.to_dict(), "request": work.request}
             with new_folder(out) as folder:
                 if save and sweep.attacked is not None:
