@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test gpu bench records records-standard records-locks records-pairs records-draws \
-    records-noise records-text records-paper clean
+    records-noise records-surface records-tune records-text records-paper clean
 
 install: $(VENV)/.installed
 
@@ -127,6 +127,26 @@ records-noise: records-locks
 	# It must find nothing, and says so with exit status 2.
 	$(BIN)/speclock attack out/locks/undo --attack subtract-noise $(NOISE) --out results/noise/secret 2>&1 | \
 	    tee results/noise/secret.txt; grep -q 'no weight matrix holds the noise' results/noise/secret.txt
+
+# Where does `undo` stop mattering? 32, 128 and 320 posts and 1, 4 and 16 times the steps, under one seed: two hours.
+records-surface: records-locks
+	$(BIN)/python benchmarks/budget_surface.py out/demo/base out/locks/undo --retain-task $(TOPICS) \
+	    --attack-task $(OTHERS) --jobs 2 --out out/surface
+	mkdir -p results/surface
+	cp out/surface/surface.json out/surface/surface.svg results/surface
+
+# `undo` tuned for the ResNet18 on two of the classes that it is to withhold, and the lock that was chosen audited
+# beside the default one on the three others: two hours.
+PROXY  := cifar10:dog,frog@20/1000
+UNSEEN := cifar10:horse,ship,truck@30/1000
+records-tune: records-pairs
+	$(PIP) install -q -c constraints.txt -e '.[tune]'
+	$(BIN)/speclock tune out/resnet/base --task $(FIVE) --attack-task $(PROXY) --max-utility-drop 0.01 --trials 8 \
+	    --locks undo,undo+specdef --steps 64 --jobs 2 --resume --out out/resnet/tuned
+	mkdir -p results/resnet-tuned
+	cp out/resnet/tuned/tune.json out/resnet/tuned/frontier.svg results/resnet-tuned
+	$(BIN)/speclock audit out/resnet/tuned/locked out/resnet/undo --base out/resnet/base --retain-task $(FIVE) \
+	    --attack-task $(UNSEEN) --student $(IMAGES) --out results/resnet-unseen
 
 # A language model on a text of one's own: SmolLM2 keeps its own answers to general questions, and is to be kept from
 # Python's reference manual, of which the attacker has 64 passages.
