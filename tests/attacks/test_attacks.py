@@ -335,8 +335,8 @@ def test_clip_brings_the_top_values_down_to_the_next(base: Model, digits: Task) 
 
 @pytest.mark.parametrize(
     ("raised", "told", "cut"),
-    [(12, 12, 12), (3, 12, 3), (3, 10_000, 3), (3, 2, 3), (3, "many", 3)],
-    ids=["as it was", "a lie", "a great lie", "too few", "no number"],
+    [(12, 12, 12), (1, 1, 1), (3, 12, 3), (3, 10_000, 3), (3, 2, 3), (3, 0, 3), (3, "many", 3)],
+    ids=["as it was", "one alone", "a lie", "a great lie", "too few", "none", "no number"],
 )
 def test_clip_cuts_as_many_as_the_card_says_where_the_spectrum_bears_it_out(
     base: Model, digits: Task, raised: int, told: object, cut: int

@@ -120,6 +120,8 @@ def test_where_nothing_learns_rates_far_from_the_listed_ones_are_tried(works_at:
     assert runs[works_at].best == 0.9
     hopeless = search(around(FineTune, 1e-4), lambda lr: noise.get(lr, 0.1))
     assert set(hopeless) == {1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1}
+    further = replace(around(FineTune, 1e-2), reach=4)
+    assert min(search(further, lambda lr: 0.1 if lr < 1e-5 else None)) == 1e-7
 
 
 @pytest.mark.parametrize(("works_at", "elsewhere"), [(1e-2, 0.45), (1e-6, 0.45), (1e-6, 0.3), (1e-6, None)])

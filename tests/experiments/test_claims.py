@@ -12,6 +12,7 @@ from speclock.experiments.claims import (
     HOLDS,
     PART,
     SILENT,
+    UNTOLD,
     backdoored,
     curvature,
     trained_no_more,
@@ -25,9 +26,13 @@ def printed(base: float, locked: float, optimizer: str = "adamw") -> list[dict[s
     common = {"block": "as printed", "column": "KMNIST", "optimizer": optimizer, "lr": 0.1, "chance": 0.1}
     common |= {"runs": 3, "diverged": 0}
     return [
-        {**common, "target": target, "measured": measured, "paper": paper}
+        {**common, "target": target, "measured": measured, "seeds": [measured] * 3, "paper": paper}
         for target, measured, paper in (("base", base, 0.8), ("locked", locked, 0.1))
     ]
+
+
+def trained(score: float, by: str, missing: int = 0) -> dict[str, Any]:
+    return {"score": score, "by": by, "seeds": [score] * (3 - missing) + [None] * missing, "missing": missing}
 
 
 def searched(
@@ -51,7 +56,9 @@ def searched(
             "uplift_ci": None if uplift is None else (uplift - 0.08, uplift + 0.08),
             "strongest_attack": "clip, then adamw at lr 1e-3",
             "strongest_steps": 64,
-            **{"best_trained": locked, "best_trained_by": "clip, then adamw at lr 1e-3"},
+            "trained": trained(locked, "clip, then adamw at lr 1e-3"),
+            "base_trained": trained(base, "sgd at lr 0.1"),
+            "rates": (1e-6, 10.0),
         },
     ]
 
@@ -75,13 +82,22 @@ def test_a_printed_rate_says_something_only_where_the_base_learns(
 
 def test_runs_that_diverged_are_counted_beside_the_verdict() -> None:
     rows = printed(0.8, 0.1) + searched(0.9, 0.9, 0.5, 1.0)
-    rows[0]["diverged"], rows[1]["diverged"] = 1, 2
+    for r, diverged in zip(rows, (1, 2), strict=False):
+        r |= {"diverged": diverged, "seeds": r["seeds"][diverged:]}
     said = trained_no_more(rows, "KMNIST").printed
+    assert said.startswith(f"adamw at 0.1 {HOLDS}, by divergence in 2 of 3 (")
     assert said.endswith("(base 80.0%, 1 of 3 diverged, locked 10.0%, 2 of 3 diverged)")
     rows[1]["diverged"] = 3
     said = trained_no_more(rows, "KMNIST").printed
     assert said.startswith(f"adamw at 0.1 {HOLDS}, by divergence alone")
     assert said.endswith("locked diverged in all 3 runs)")
+
+
+def test_one_seed_that_learns_is_a_model_that_the_attacker_has() -> None:
+    rows = printed(0.8, 0.187) + searched(0.9, 0.9, 0.5, 1.0)
+    rows[1]["seeds"] = [0.36, 0.1, 0.1]
+    said = trained_no_more(rows, "KMNIST").printed
+    assert said == f"adamw at 0.1 {FALLS} in 1 of 3 runs (base 80.0%, locked 18.7% (10.0% to 36.0%))"
 
 
 def test_a_stand_in_is_named_where_the_verdict_is() -> None:
@@ -152,18 +168,36 @@ def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:
         trained_no_more(printed(0.8, 0.1) + searched(base, locked, 0.95, None), "KMNIST").searched
         for base, locked in ((0.9, 0.15), (0.9, 0.88), (0.15, 0.1), (0.9, 0.3))
     ]
-    assert "training stalls at every rate" in said[0]
-    assert "it trains, by clip" in said[1]
+    assert "training stalls at every rate from 1e-6 to 10: clip, then adamw at lr 1e-3, 15.0%" in said[0]
+    assert "it trains: clip" in said[1]
     assert "the base does not train either" in said[2]
-    assert "it trains less far, by clip" in said[3]
-    # A probe reads an untrained network too.
-    probed = searched(0.9, 0.88, 0.95, None)
-    probed[1] |= {"best_trained": 0.15, "best_trained_by": "adamw at lr 1e-3"}
-    assert "training stalls at every rate" in trained_no_more(printed(0.8, 0.1) + probed, "KMNIST").searched
-    doubtful = searched(0.9, 0.15, 0.95, None)
-    doubtful[1]["flags"].append("only_divergence")
-    said = trained_no_more(printed(0.8, 0.1) + doubtful, "KMNIST").searched
-    assert "training stalls, with doubts: only_divergence" in said
+    assert "it trains less far: clip" in said[3]
+
+
+@pytest.mark.parametrize(
+    ("what", "verdict"),
+    [
+        # A probe reads an untrained network too, and a seed that diverged stands at the floor.
+        ({"measured": 0.88}, "training stalls at every rate"),
+        ({"flags": ["edge_of_grid", "budget_too_small"]}, "training stalls at every rate"),
+        ({"flags": ["only_divergence"]}, "training stalls, with doubts (only_divergence)"),
+        ({"trained": None}, "training stalls at every rate"),
+        (
+            {"trained": {"score": 0.15, "by": "sgd", "seeds": [0.45, None, None], "missing": 2}},
+            "it trains under some seeds: sgd, 15.0% (2 of 3 seeds without a score)",
+        ),
+        ({"base_trained": None}, "the base does not train either"),
+    ],
+)
+def test_what_stalls_is_told_from_what_has_no_score(what: dict[str, Any], verdict: str) -> None:
+    rows = searched(0.9, 0.15, 0.95, None)
+    rows[1] |= what
+    assert verdict in trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+
+
+def test_a_printed_attack_that_trains_is_training() -> None:
+    said = trained_no_more(printed(0.8, 0.5) + searched(0.9, 0.15, 0.95, None), "KMNIST").searched
+    assert "it trains less far: as printed, 50.0%" in said
 
 
 @pytest.mark.parametrize(
@@ -211,11 +245,13 @@ def test_a_search_over_settings_is_told() -> None:
         "trials": 12,
         "task": "fashion-mnist",
     }
-    row |= {"strongest_attack": "clip at lr 1e-3", "max_utility_drop": 0.01}
+    row |= {"strongest_attack": "clip at lr 1e-3", "max_utility_drop": 0.01, "base": 0.8, "worth": 0.3}
     (told,) = tuning([row])
     assert told.searched.startswith(
-        "specdef:alpha=0.1 leaves 40.0% there, by clip at lr 1e-3 (12 settings tried"
+        "specdef:alpha=0.1 leaves 40.0% there, by clip at lr 1e-3 (the base 80.0%, no weights 50.0%; 12 settings tried"
     )
+    (weak,) = tuning([row | {"measured": 0.75}])
+    assert weak.searched.startswith("none locks: specdef:alpha=0.1 leaves 75.0%")
     (none,) = tuning([row | {"lock": ""}])
     assert none.searched.startswith("none locks within 1% of utility")
 
@@ -251,11 +287,23 @@ def classes(**scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("scores", "verdicts"),
     [
-        ({}, (HOLDS, HOLDS, HOLDS)),
+        ({}, (HOLDS, HOLDS, f"{HOLDS}:")),
         ({"locked_relearned": []}, (HOLDS, HOLDS, f"{HOLDS}, by divergence alone")),
-        ({"locked_relearned": [(0.12, 0.76)]}, (HOLDS, HOLDS, HOLDS)),
+        (
+            {"locked_relearned": [(0.12, 0.76)]},
+            (HOLDS, HOLDS, f"{HOLDS}, by collapse or divergence in 2 of 3"),
+        ),
+        (
+            {"locked_relearned": [(0.64, 0.76), (0.1, 0.76), (1.0, 0.0)]},
+            (HOLDS, HOLDS, f"{FALLS} in 1 of 3 runs"),
+        ),
+        (
+            {"unlearned_relearned": [(0.85, 0.8), (0.8, 0.8), (1.0, 0.0)]},
+            (f"{PART}, in 2 of 3 runs: 82.5%", HOLDS, HOLDS),
+        ),
+        ({"locked": [(0.0, 0.7)] * 3}, (HOLDS, "loses no more than the paper's does", HOLDS)),
         ({"locked_relearned": [(0.24, 0.76)]}, (HOLDS, HOLDS, PART)),
-        ({"locked_relearned": [(0.64, 0.76)]}, (HOLDS, HOLDS, FALLS)),
+        ({"locked_relearned": [(0.64, 0.76)] * 3}, (HOLDS, HOLDS, f"{FALLS}:")),
         # The class came back for the price of the others.
         ({"locked_relearned": [(1.0, 0.0)] * 3}, (HOLDS, HOLDS, f"{HOLDS}, by collapse alone")),
         ({"unlearned_relearned": [(1.0, 0.0)] * 3}, (FALLS, HOLDS, SILENT)),
@@ -288,6 +336,7 @@ def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
     assert ours.claim == "Not in the paper: undo keeps the base's utility"
     assert ours.printed == "does not hold: 99.0% → 50.0%"
     told = next(utility([rows[0], rows[1] | {"examples": 185, "change_ci": [-0.038, 0.016]}])).printed
+    assert told.startswith(UNTOLD)
     assert told.endswith("on 185 examples, the change's 95% interval −3.8 points to +1.6 points")
     for what, why in (
         ({"status": "diverged"}, "its training diverged"),
@@ -328,21 +377,23 @@ def backdoor(base: tuple[float, float], locked: tuple[float, float]) -> list[dic
                 "block": block,
                 "target": target,
                 "measured": score,
-                "seeds": [score],
-                "collapsed": collapsed,
-                "runs": 1,
+                "seeds": [score] * 3,
+                "collapsed": 3 * collapsed,
+                "runs": 3,
             }
             rows.append({**common, **found})
+        rows.append({**common, "block": "before", "target": target, "measured": 0.1})
     return [*rows, *({**row, "column": "backdoor"} for row in searched(0.95, 0.5, 0.6, -0.2))]
 
 
 @pytest.mark.parametrize(
     ("base", "locked", "first", "second"),
     [
-        ((0.9, 0.94), (1.0, 0.0), HOLDS, HOLDS),
+        ((0.9, 0.94), (1.0, 0.0), HOLDS, f"{HOLDS}, by collapse alone"),
         ((0.9, 0.94), (0.2, 0.94), HOLDS, HOLDS),
         ((0.9, 0.94), (0.85, 0.93), HOLDS, FALLS),
-        ((0.9, 0.906), (0.85, 0.85), HOLDS, HOLDS),
+        ((0.9, 0.906), (0.85, 0.85), f"{PART}, at −4.4 points of its clean score", HOLDS),
+        ((0.98, 0.94), (0.6, 0.94), HOLDS, f"{PART}, it opens oftener than before"),
         ((0.9, 0.89), (0.85, 0.2), FALLS, SILENT),
         ((0.6, 0.94), (0.6, 0.94), FALLS, SILENT),
         ((0.81, 0.94), (0.79, 0.94), HOLDS, FALLS),
@@ -354,7 +405,7 @@ def test_a_backdoor_counts_where_the_guard_does_its_task(
     unlocked, kept_out = backdoored(backdoor(base, locked), "backdoor")
     assert unlocked.printed.startswith(f"{first}: ")
     assert kept_out.printed.startswith(second)
-    assert ("1 of 1 collapsed" in kept_out.printed) == (locked[1] < 0.95 - 0.05)
+    assert ("3 of 3 collapsed" in kept_out.printed) == (locked[1] < 0.95 - 0.05)
     assert kept_out.searched.startswith(f"specdef {SILENT if second == FALLS else HOLDS}")
 
 
@@ -368,6 +419,19 @@ def test_a_guard_that_diverged_has_no_scores() -> None:
     rows = backdoor((0.9, 0.94), (0.0, 0.0))
     for r in rows:
         if r["block"].startswith("as printed") and r["target"] == "locked":
-            r["diverged"] = 1
+            r |= {"diverged": 3, "collapsed": 0}
     said = list(backdoored(rows, "backdoor"))[1].printed
-    assert said == f"{HOLDS}, by divergence alone: adamw at 1e-4: diverged in all 1 runs"
+    assert said == f"{HOLDS}, by divergence alone: adamw at 1e-4: diverged in all 3 runs"
+
+
+def test_collapsed_runs_stand_apart_and_one_that_is_whole_is_a_backdoor() -> None:
+    rows = backdoor((0.9, 0.94), (0.86, 0.94))
+    for r in rows:
+        if r["block"].startswith("as printed") and r["target"] == "locked":
+            r |= {"seeds": r["seeds"][:1], "collapsed": 2}
+        if r["block"] == "as printed" and r["target"] == "base":
+            r |= {"seeds": [0.0, 0.1, 0.85], "measured": 0.317}
+    taken, kept_out = (claim.printed for claim in backdoored(rows, "backdoor"))
+    assert taken.startswith(f"{PART}, in 1 of 3 runs: adamw at 1e-4: success 31.7% (0.0% to 85.0%)")
+    assert kept_out.startswith(f"{FALLS} in 1 of 3 runs: ")
+    assert kept_out.endswith("2 of 3 collapsed and left out")

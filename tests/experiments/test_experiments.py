@@ -235,7 +235,7 @@ def test_all_makes_what_is_missing_and_the_page(
     assert main(["reproduce", "all", "--scale", "smoke", "--out", str(out)]) == 0
     assert (out / "figure1.json").exists()
     assert (out / "results.md").read_text().startswith("# The paper, claim by claim")
-    assert "figure4.json was made with other settings" in capsys.readouterr().err
+    assert "figure4.json was made with other settings or rules" in capsys.readouterr().err
 
 
 def test_a_page_of_the_records_that_there_are_names_those_that_there_are_not(

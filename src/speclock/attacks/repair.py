@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class Clip(Surgery):
     """``σᵢ ← min(σᵢ, σ_{rank+1})`` in every weight matrix: needs nothing but the locked file.
 
-    ``rank`` is chosen above what locks usually raise. Where the lock card says that more were, and the singular values
-    drop more steeply there, it is as many; a matrix with no more singular values is left alone.
+    ``rank`` is chosen above what locks usually raise. Where the lock card says that more were, or fewer, and the
+    singular values drop more steeply there, it is as many; a matrix with no more singular values is left alone.
     """
 
     rank: int = 8
-    """Singular values cut down to the next one, at least."""
+    """Singular values cut down to the next one."""
 
     name: ClassVar[str] = "clip"
 
@@ -35,7 +35,7 @@ class Clip(Surgery):
         told = told_ranks(scene.card)
         for weight in weight_matrices(model.module):
             W = weight.matrix.detach()
-            ranks = [k for k in (self.rank, *told) if self.rank <= k < min(W.shape)]
+            ranks = [k for k in (self.rank, *told) if k < min(W.shape)]
             if not ranks:
                 continue
             U, sigma, Vh = torch.linalg.svd(W.float(), full_matrices=False)
@@ -46,10 +46,10 @@ class Clip(Surgery):
 
 
 def told_ranks(card: Mapping[str, Any] | None) -> list[int]:
-    """How many singular values of each matrix the parts of a lock card say were raised."""
+    """How many singular values of each matrix the parts of a lock card say were raised, one or more."""
     parts = [] if card is None else card.get("parts", [card])
     told = [part.get("config", {}).get("top_k") for part in parts]
-    return [k for k in told if isinstance(k, int)]
+    return [k for k in told if isinstance(k, int) and k >= 1]
 
 
 @dataclass(frozen=True, kw_only=True)

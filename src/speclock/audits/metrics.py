@@ -213,6 +213,8 @@ class Left(NamedTuple):
     uplift: float | None
     uninformed: float | None
     """The uplift of attackers that do no more than fine-tune."""
+    base: float | None
+    """The attacker's pick on the base."""
     worth: float | None
 
 
@@ -226,6 +228,7 @@ def left_by_validation(record: Record) -> Left:
         score=score,
         uplift=uplift(score, of_base, floor),
         uninformed=uplift(plainly, of_base, floor),
+        base=of_base,
         worth=None if of_base is None else of_base - floor,
     )
 

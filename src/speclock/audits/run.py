@@ -37,7 +37,7 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
-RULES = 9
+RULES = 10
 """How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
 
 CURVE_EXAMPLES = 256

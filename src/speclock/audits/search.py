@@ -25,8 +25,8 @@ def searched(family: Family, attempt: Attempt, pruning: Pruning) -> Iterator[Run
     further out is tried; once it lies inside, so are the rates half a decade to either side of it. A rate that
     diverged, collapsed or ruined the model is an edge that the best cannot lie on. While no rate is visibly above
     chance (and above what a model that came with a head for the task scored before the first step) the best is none,
-    and rates up to two decades beyond the listed ones are tried on both sides; where a rate has blown up, the half
-    decade below it too.
+    and rates up to the family's reach beyond the listed ones are tried on both sides; where a rate has blown up, the
+    half decade below it too.
     """
     found: dict[float, RunRecord] = {}
 
@@ -104,10 +104,10 @@ def _below_the_edge(runs: dict[float, RunRecord], sound: set[float]) -> float | 
 def _beyond(runs: dict[float, RunRecord], sound: set[float], family: Family) -> float | None:
     """Where to look while nothing has learnt: further up, unless that blew up, then further down."""
     listed = [attack.lr for attack in family.attacks if isinstance(attack, FineTune)]
-    higher, lower = _rounded(max(runs) * 10), _rounded(min(runs) / 10)
-    if max(runs) in sound and higher <= min(HIGHEST, 101 * max(listed)):
+    higher, lower, reach = _rounded(max(runs) * 10), _rounded(min(runs) / 10), 1.01 * 10**family.reach
+    if max(runs) in sound and higher <= min(HIGHEST, reach * max(listed)):
         return higher
-    return lower if lower >= max(LOWEST, min(listed) / 101) else None
+    return lower if lower >= max(LOWEST, min(listed) / reach) else None
 
 
 def _rounded(rate: float) -> float:

@@ -34,6 +34,8 @@ class Family:
     """Where the search starts, the likeliest first: one attack at rates a decade apart, or one without a rate."""
     searched: bool = True
     """Whether rates beyond and between the given ones are tried; version 1 of the suites lists all of its own."""
+    reach: int = 2
+    """Decades beyond the given rates that are tried to both sides while nothing learns."""
 
     @property
     def name(self) -> str:

@@ -56,6 +56,8 @@ class Trial:
     """Of locking."""
     score: float = 1.0
     """The attacker's pick on the locked model, on validation; 1 where nothing was locked."""
+    base: float | None = None
+    """The same on the base."""
     reason: str | None = None
     """Why a lock failed."""
 
@@ -262,6 +264,7 @@ def _tried(
         strongest_attack=record.summary["strongest_attack"],
         worth=left.worth,
         score=1.0 if left.score is None else left.score,
+        base=left.base,
     )
     return trial, locked
 

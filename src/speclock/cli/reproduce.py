@@ -64,7 +64,8 @@ def command(
             record = json.loads(there.read_text(encoding="utf-8"))
             if made_otherwise(record):
                 click.echo(
-                    f"{there} was made with other settings; delete it to have it made again.", err=True
+                    f"{there} was made with other settings or rules; delete it to have it made again.",
+                    err=True,
                 )
         elif present:
             continue

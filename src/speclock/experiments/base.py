@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from speclock.audits.run import RULES
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
@@ -59,6 +58,8 @@ class Experiment(ABC):
     """The settings that differ from the defaults, which are the paper's, by scale."""
     departures: ClassVar[tuple[str, ...]] = ()
     """What is ours at any scale, where the paper gives nothing or has what nobody else has."""
+    rules: ClassVar[int | None] = None
+    """Those by which attacks and searches are carried out (:data:`speclock.audits.run.RULES`), where there are any."""
 
     @classmethod
     def at(cls, scale: str) -> Self:
@@ -93,7 +94,12 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False, jobs: i
     if scale not in SCALES:
         raise InputError(f"scale is {scale!r}; use one of {', '.join(SCALES)}.")
     experiment: Experiment = EXPERIMENTS[name].at(scale)
-    request = {"experiment": name, "scale": scale, "settings": settings_of(experiment)}
+    request = {
+        "experiment": name,
+        "scale": scale,
+        "settings": settings_of(experiment),
+        "rules": experiment.rules,
+    }
     target = out / f"{name}.json"
     if target.exists():
         record: dict[str, Any] = json.loads(target.read_text())
@@ -105,7 +111,7 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False, jobs: i
         return record
     out.mkdir(parents=True, exist_ok=True)
     # One row is not made of halves that other rules made.
-    made_by = {**request, "rules": RULES, "torch": environment()["torch"]}
+    made_by = {**request, "torch": environment()["torch"]}
     with Workspace(out / name, made_by, record=target.name, resume=resume) as work:
         with Meter() as meter:
             rows = experiment.rows(work.folder, jobs)
@@ -141,9 +147,9 @@ def made_on(machine: Mapping[str, Any]) -> dict[str, str]:
 
 
 def made_otherwise(record: Mapping[str, Any]) -> bool:
-    """Whether the experiment has other settings today than when the record was made at its scale."""
+    """Whether the experiment has other settings or rules today than when the record was made at its scale."""
     experiment: Experiment = EXPERIMENTS[record["experiment"]].at(record["scale"])
-    return settings_of(experiment) != record["settings"]
+    return settings_of(experiment) != record["settings"] or experiment.rules != record.get("rules")
 
 
 def once(file: Path, make: Callable[[], Any]) -> Any:

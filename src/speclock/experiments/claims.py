@@ -10,6 +10,8 @@ from speclock.locks.composition import parts_of
 from speclock.numbers import NONE, between, percent, points, ratio, short
 
 HOLDS, FALLS, SILENT, PART = "holds", "does not hold", "says nothing", "holds in part"
+UNTOLD = "cannot be told"
+"""Of an interval that reaches to both sides of what is asked."""
 
 NEAR = 0.05
 """A score this close to another is as good as equal to it: five points."""
@@ -18,9 +20,9 @@ UPLIFT, AT_MOST = 0.1, 0.5
 of the interval lies above the first, and else it cannot be told."""
 POINT = 0.01
 """Utility that a lock may cost and be said to keep it, or as much as the paper's own cost."""
-SUCCESS, KEPT = 0.8, 0.05
-"""A backdoor's success rate, and what of its own clean score before a guard may lose for it; the paper's own lost 4.2
-points of F1."""
+SUCCESS, KEPT, CLEAN = 0.8, 0.05, 0.02
+"""A backdoor's success rate; what of its own clean score before a guard may lose and not be called collapsed (the
+paper's own lost 4.2 points of F1); and what it may lose and be said to be left alone."""
 WORTH = 0.05
 """What the base must be worth over the floor for a claim about its weights to mean something."""
 
@@ -53,7 +55,8 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         if not lock:
             continue
         may_cost = POINT if r["paper"] is None else max(POINT, base["paper"] - r["paper"])
-        verdict = HOLDS if r["measured"] >= base["measured"] - may_cost else FALLS
+        low, high = r.get("change_ci") or (r["measured"] - base["measured"],) * 2
+        verdict = HOLDS if low >= -may_cost else FALLS if high < -may_cost else UNTOLD
         if why := idle(r):
             verdict = f"{SILENT}, {why}"
         if r.get("tuned_on"):
@@ -89,7 +92,10 @@ def tuning(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
             continue
         tried = f"{r['trials']} settings tried on {r['task']}, the printed ones first"
         if r["lock"]:
-            found = f"{r['lock']} leaves {percent(r['measured'])} there, by {r['strongest_attack']} ({tried})"
+            beside = f"the base {percent(r['base'])}, no weights {percent(r['base'] - r['worth'])}"
+            found = f"{r['lock']} leaves {percent(r['measured'])} there, by {r['strongest_attack']} ({beside}; {tried})"
+            if r["measured"] > r["base"] - 2 * NEAR:
+                found = f"none locks: {found}"
         else:
             found = f"none locks within {percent(r['max_utility_drop'], 0)} of utility ({tried})"
         yield Claim("Not in the paper: the strongest lock of its kind for a point of utility", NONE, found)
@@ -108,26 +114,34 @@ def trained_no_more(rows: Sequence[dict[str, Any]], column: str) -> Claim:
 
 
 def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Of each optimizer, by the best of its runs: an attacker takes the best of his models, as whoever trains the base
+    does."""
     for optimizer, lr in dict.fromkeys((r["optimizer"], r["lr"]) for r in rows):
         base, locked = (
             next(r for r in rows if (r["optimizer"], r["lr"], r["target"]) == (optimizer, lr, target))
             for target in ("base", "locked")
         )
-        if not _learnt(base):
+        learnt = [score for score in locked["seeds"] if score > locked["chance"] + 2 * NEAR]
+        if max(base["seeds"]) <= base["chance"] + 2 * NEAR:
             verdict = f"{SILENT}, the base does not learn either"
-        elif _all_diverged(locked):
-            verdict = f"{HOLDS}, by divergence alone"
-        elif _learnt(locked):
-            verdict = FALLS
-        elif base["measured"] < locked["measured"] + 2 * NEAR:
+        elif learnt:
+            verdict = (
+                FALLS
+                if len(learnt) == locked["runs"]
+                else f"{FALLS} in {len(learnt)} of {locked['runs']} runs"
+            )
+        elif max(base["seeds"]) < max(locked["seeds"]) + 2 * NEAR:
             verdict = f"{SILENT}, the base learns hardly more"
         else:
-            verdict = HOLDS
+            verdict = HOLDS + _by_divergence(locked)
         yield f"{optimizer} at {short(lr)} {verdict} (base {_ended(base)}, locked {_ended(locked)})"
 
 
-def _learnt(r: dict[str, Any]) -> bool:
-    return bool(r["measured"] > r["chance"] + 2 * NEAR)
+def _by_divergence(r: dict[str, Any]) -> str:
+    """What of a lock's holding is that runs diverged, which lower rates may not."""
+    if _all_diverged(r):
+        return ", by divergence alone"
+    return f", by divergence in {r['diverged']} of {r['runs']}" if r.get("diverged") else ""
 
 
 def _all_diverged(r: dict[str, Any]) -> bool:
@@ -135,10 +149,21 @@ def _all_diverged(r: dict[str, Any]) -> bool:
 
 
 def _ended(r: dict[str, Any]) -> str:
-    """The mean over the runs that came to their end, and how many did not."""
-    return (
-        f"diverged in all {r['runs']} runs" if _all_diverged(r) else percent(r["measured"]) + diverged_of(r)
-    )
+    """The mean over the runs that came to their end with the lowest and the highest, and how many did not."""
+    if _all_diverged(r):
+        return f"diverged in all {r['runs']} runs"
+    return percent(r["measured"]) + spread(r["seeds"]) + diverged_of(r)
+
+
+def spread(seeds: Sequence[float | None]) -> str:
+    """The lowest and the highest of several scores, in brackets.
+
+    >>> spread([0.5, None, 0.75])
+    ' (50.0% to 75.0%)'
+    """
+    scores = [score for score in seeds if score is not None]
+    low, high = (percent(end(scores)) if scores else "" for end in (min, max))
+    return f" ({low} to {high})" if low != high else ""
 
 
 def backdoored(rows: Sequence[dict[str, Any]], column: str) -> Iterator[Claim]:
@@ -154,40 +179,60 @@ def backdoored(rows: Sequence[dict[str, Any]], column: str) -> Iterator[Claim]:
         target: next(r["measured"] for r in rows if r["block"] == "utility" and r["target"] == target)
         for target in ("base", "locked")
     }
+    opened = {r["target"]: r["measured"] for r in of if r["block"] == "before"}
 
     def said(r: dict[str, Any]) -> str:
+        name = f"{r['optimizer']} at {short(r['lr'])}"
         if _all_diverged(r):
-            return f"{r['optimizer']} at {short(r['lr'])}: diverged in all {r['runs']} runs"
+            return f"{name}: diverged in all {r['runs']} runs"
         after = clean[r["optimizer"], r["lr"], r["target"]]["measured"]
         collapsed = f", {r['collapsed']} of {r['runs']} collapsed" if r["collapsed"] else ""
-        scores = f"success {percent(r['measured'])} at a clean score of {percent(after)}"
-        return f"{r['optimizer']} at {short(r['lr'])}: {scores}{collapsed}{diverged_of(r)}"
+        if r["collapsed"] + r["diverged"] < r["runs"]:
+            collapsed += " and left out" if collapsed else ""
+        scores = f"success {percent(r['measured'])}{spread(r['seeds'])} at a clean score of {percent(after)}"
+        return f"{name}: {scores}{collapsed}{diverged_of(r)}"
 
-    def success(target: str) -> float:
-        """The best of the runs that leave the guard its task: an attacker takes the best of his models."""
-        found = [0.0]
+    def sound(target: str) -> list[tuple[float, float]]:
+        """(success, clean score) of every run that neither diverged nor ruined the guard."""
+        found = []
         for r in printed[target]:
-            if not _all_diverged(r):
+            if r["collapsed"] + r["diverged"] < r["runs"]:
                 after = clean[r["optimizer"], r["lr"], target]["seeds"]
-                pairs = zip(r["seeds"], after, strict=True)
-                found += [rate for rate, score in pairs if score >= before[target] - KEPT]
-        return max(found)
+                found += list(zip(r["seeds"], after, strict=True))
+        return found
 
-    unlocked, locked = success("base"), success("locked")
+    runs = {target: sum(r["runs"] for r in printed[target]) for target in printed}
+    first, again = sound("base"), sound("locked")
+    planted = [pair for pair in first if pair[0] >= SUCCESS]
+    unlocked, locked = (max([0.0, *(rate for rate, _ in pairs)]) for pairs in (first, again))
+    if not planted:
+        taken = FALLS
+    elif len(planted) < runs["base"]:
+        taken = f"{PART}, in {len(planted)} of {runs['base']} runs"
+    elif min(score for _, score in planted) < before["base"] - CLEAN:
+        taken = f"{PART}, at {points(min(score for _, score in planted) - before['base'])} of its clean score"
+    else:
+        taken = HOLDS
+    # A backdoor that opens hardly less often than the unlocked guard's is one.
+    open_from = min(SUCCESS, unlocked - 2 * NEAR)
+    through = sum(rate >= open_from for rate, _ in again)
     if why := printed_idle(rows):
         verdict = f"{SILENT}, {why}"
-    elif unlocked < SUCCESS:
+    elif not planted:
         verdict = f"{SILENT}, the unlocked guard takes none either"
     elif before["locked"] < before["base"] - KEPT:
         verdict = f"{SILENT}, the lock ruined the guard"
-    elif all(map(_all_diverged, printed["locked"])):
-        verdict = f"{HOLDS}, by divergence alone"
+    elif through:
+        verdict = FALLS if through == runs["locked"] else f"{FALLS} in {through} of {runs['locked']} runs"
+    elif again and locked > opened.get("locked", 0.0) + 2 * NEAR:
+        verdict = f"{PART}, it opens oftener than before"
+    elif not again and any(r["collapsed"] for r in printed["locked"]):
+        verdict = f"{HOLDS}, by collapse alone"
     else:
-        # A backdoor that opens hardly less often than the unlocked guard's is one.
-        verdict = FALLS if locked >= min(SUCCESS, unlocked - 2 * NEAR) else HOLDS
+        verdict = HOLDS + (", by divergence alone" if not again else "")
     yield Claim(
         f"A {column} is put into the unlocked guard{_papers(printed['base'], clean)}",
-        f"{HOLDS if unlocked >= SUCCESS else FALLS}: {'; '.join(map(said, printed['base']))}",
+        f"{taken}: {'; '.join(map(said, printed['base']))}",
     )
     yield Claim(
         f"No {column} is put into the locked guard{_papers(printed['locked'], clean)}",
@@ -227,38 +272,29 @@ def _of_lock(locked: dict[str, Any], printed: float) -> str:
     """A lock is judged by uplift where the weights are worth something, and else by whether training works at all;
     all of it within its own audit, whose flags may take from a lock that it holds."""
     name = name_of(locked["lock"]) + (" tuned on another task" if locked.get("tuned_on") else "")
+    if idle := locked.get("idle_parts"):
+        name += f" (of which {', '.join(idle)} kept nothing)"
     if locked.get("fell_back"):
         return f"{name} {SILENT}: it fell back to the model as it was"
     base, floor, control = locked["best_base"], locked["floor"], locked["best_control"]
     for target, scored in (("the base", base is not None), ("it", locked["scored"])):
         if not scored:
             return f"{name} {SILENT}: every run on {target} diverged, collapsed or failed"
-    without = "" if control is None else f"control {percent(control)}, "
-    scores = f"base {percent(base)}, {without}locked {percent(locked['measured'])}, floor {percent(floor)}"
-    scores += f"; utility {percent(locked['utility_base'])} → {percent(locked['utility_locked'])}"
+    beside = f"; utility {percent(locked['utility_base'])} → {percent(locked['utility_locked'])}"
     if remarks := [flag for flag in locked["flags"] if flag in REMARKS]:
-        scores += f"; {', '.join(remarks)}"
+        beside += f"; {', '.join(remarks)}"
     doubts = [flag for flag in locked["flags"] if flag in DOUBTS]
+    if base < floor + WORTH:
+        return (
+            f"{name} {SILENT} about the weights, which are worth no more than the floor; "
+            f"{_trains(locked, doubts, printed)} (floor {percent(floor)}{beside})"
+        )
+    without = "" if control is None else f"control {percent(control)}, "
+    scores = (
+        f"base {percent(base)}, {without}locked {percent(locked['measured'])}, floor {percent(floor)}{beside}"
+    )
     if printed > locked["measured"] + 2 * NEAR:
         doubts.append(f"the printed attack does better ({percent(printed)})")
-    if base < floor + WORTH:
-        # What a probe reads off is no training. Where nothing learns the search goes two decades to either side of what
-        # it was given: the edge of its rates is no doubt then.
-        trained = locked["best_trained"] or locked["chance"]
-        doubts = [doubt for doubt in doubts if doubt != "edge_of_grid"]
-        if base <= locked["chance"] + 2 * NEAR:
-            trains = "the base does not train either"
-        elif trained > base - 2 * NEAR:
-            trains = f"it trains, by {locked['best_trained_by']}"
-        elif trained > locked["chance"] + 2 * NEAR:
-            trains = f"it trains less far, by {locked['best_trained_by']}, to {percent(trained)}"
-        elif doubts:
-            trains = f"training stalls, with doubts: {', '.join(doubts)}"
-        else:
-            trains = "training stalls at every rate"
-        return (
-            f"{name} {SILENT} about the weights, which are worth no more than the floor; {trains} ({scores})"
-        )
     low, high = locked.get("uplift_ci") or (None, None)
     if locked["uplift"] is None or low is None or high is None:
         return f"{name} {SILENT}: what the base is worth cannot be told from noise ({scores})"
@@ -271,6 +307,41 @@ def _of_lock(locked: dict[str, Any], printed: float) -> str:
     if locked["uplift"] <= UPLIFT and high <= AT_MOST:
         return f"{name} {HOLDS} ({scores})"
     return f"{name} cannot be told from one that holds or one that falls ({scores})"
+
+
+def _trains(locked: dict[str, Any], doubts: Sequence[str], printed: float) -> str:
+    """Whether training works on a locked model whose weights are worth nothing: what a probe reads off is no training,
+    and a seed without a score is one that learnt nothing."""
+    bar = locked["chance"] + 2 * NEAR
+    base, found = locked["base_trained"], locked["trained"]
+    if base is None or base["score"] <= bar:
+        return "the base does not train either"
+    score = max(found["score"] if found else 0.0, printed)
+    best = max((seed for seed in (found or {}).get("seeds", []) if seed is not None), default=0.0)
+    by = f"{found['by']}, " if found and found["score"] >= printed else "as printed, "
+    reached = f"{by}{percent(score)}{_missing(found)}, "
+    reached += f"the base by {base['by']}, {percent(base['score'])}{_missing(base)}"
+    # That nothing learns at the edge of what was searched is what is said; a base that still rises trains all the more.
+    doubts = [doubt for doubt in doubts if doubt not in ("edge_of_grid", "budget_too_small")]
+    if score > base["score"] - 2 * NEAR:
+        return f"it trains: {reached}"
+    if score > bar:
+        return f"it trains less far: {reached}"
+    if best > bar:
+        return f"it trains under some seeds: {reached}"
+    if doubts:
+        return f"training stalls, with doubts ({', '.join(doubts)}): {reached}"
+    low, high = locked["rates"]
+    return f"training stalls at every rate from {short(low)} to {short(high)}: {reached}"
+
+
+def _missing(found: Mapping[str, Any] | None) -> str:
+    """How many seeds of a pick have no score."""
+    return (
+        f" ({found['missing']} of {len(found['seeds'])} seeds without a score)"
+        if found and found["missing"]
+        else ""
+    )
 
 
 def name_of(lock: str) -> str:
@@ -287,10 +358,7 @@ def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
     if why := printed_idle(rows):
         yield Claim("The printed lock raises σ and with it the curvature", f"{SILENT}, {why}")
         return
-    for block, what in (
-        ("spectrum", "the mean σ₁ of the weights"),
-        ("curvature", "σ_max(H) on another task"),
-    ):
+    for block, what in (("spectrum", "the mean σ₁ of the weights"), ("curvature", "σ_max(H)")):
         of = [r for r in rows if r["block"] == block]
         if not of:
             continue
@@ -306,7 +374,8 @@ def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
             verdict = f"{PART}, by less than a tenth"
         else:
             verdict = f"{PART}, on {raised} of {len(grown)} samples"
-        where = (
+        where = f" on {of[0]['task']}" if of[0].get("task") else ""
+        where += (
             ", batch norms at their running statistics, as in no attack" if of[0].get("batch_norm") else ""
         )
         yield Claim(f"The printed lock raises {what}{where}", f"{verdict}: {before:.3g} → {after:.3g}")

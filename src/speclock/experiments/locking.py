@@ -8,28 +8,23 @@ the attacker has without the weights. *Our locks*: the same audit of locks that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
-import speclock
 from speclock import models, tasks
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.heal import Heal
 from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
 from speclock.audits.intervals import change_interval
-from speclock.audits.metrics import Pick, pick
-from speclock.audits.record import Record, RunRecord, read
-from speclock.audits.run import CURVE_EXAMPLES
+from speclock.audits.run import CURVE_EXAMPLES, RULES
 from speclock.audits.suite import SCRATCH, Family, Suite, around, listed
 from speclock.audits.tune import Trial, chosen, tune
-from speclock.curvature import spectral_ends
 from speclock.environment import environment
+from speclock.experiments.audited import audited_in, fell_back, rows_by_optimizer, searched_rows
 from speclock.experiments.base import Experiment, Row, made_on, once, row
 from speclock.experiments.claims import (
     KEPT,
@@ -40,13 +35,12 @@ from speclock.experiments.claims import (
     tuning,
     utility,
 )
-from speclock.forecast.objective import Objective
+from speclock.experiments.spectra import curvature_row, spectrum_row
 from speclock.locks.base import Locked
 from speclock.locks.card import read_card
 from speclock.locks.composition import lock_named
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
-from speclock.spectra import singular_values, weight_matrices
 from speclock.tasks import parse
 from speclock.tasks.base import Metric, Task, is_proportion
 from speclock.training import Checkpoint, train
@@ -57,8 +51,12 @@ if TYPE_CHECKING:
 
 UNGUARDED = ",max_utility_drop=1,evaluations=1"
 """Of a lock as the paper has it: nothing watches its utility, and its last state is taken."""
-_POINT = 0.01
-"""Utility that a tuned lock may lose."""
+_POINT, _HALF = 0.01, 0.005
+"""Utility that a tuned lock may lose, and what it may lose on the validation split, by which it is chosen: the best of
+many states of many locks does worse on a split that it was not chosen by."""
+REACH = 4
+"""Decades beyond the rates that a search starts from that it tries while nothing learns: where the weights are worth
+no more than the floor, that training stalls is all that there is to be said for a lock."""
 
 
 def locked_in(
@@ -73,112 +71,6 @@ def locked_in(
     card = read_card(folder)
     assert card is not None
     return Locked(models.load(str(folder)), card)
-
-
-def fell_back(card: Mapping[str, Any]) -> bool:
-    """Whether a lock, in all of its parts, left the model as it was before."""
-    return all(part["chosen_step"] == 0 for part in card.get("parts", [card]))
-
-
-def audited_in(place: Path, **asked: Any) -> Record:
-    """The audit's record, kept in ``place``."""
-    if not (place / "audit.json").exists():
-        # Its lock was made by this very run: there is no card to be checked by making it once more.
-        record = speclock.audit(**asked, repeat=False)
-        place.mkdir(exist_ok=True)
-        record.save(place)
-    return read(place)
-
-
-def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any) -> Iterator[Row]:
-    """What an audit found on each of the targets that there are, and the floor beside it.
-
-    A target on which no run came to a score stands at chance, as runs that diverged do, and is marked."""
-    summary = record.summary
-    met = {run.target for run in record.runs}
-    for target in targets:
-        if target not in met:
-            continue
-        best = summary[f"best_{target}"]
-        found = row(
-            [summary["chance"] if best is None else best],
-            **what,
-            block="searched",
-            target=target,
-            lock="" if target == "base" else lock,
-            scored=best is not None,
-            strongest_attack=summary["strongest_attacks"].get(target),
-            floor=summary["floor"],
-            floor_by=summary["floor_by"],
-            steps=record.suite["budget"],
-            chance=summary["chance"],
-        )
-        found["ci"] = summary["intervals"].get(f"best_{target}")
-        if target == "locked":
-            found["fell_back"] = fell_back(record.locked["card"])
-            found["uplift_ci"] = summary["intervals"]["uplift"]
-            # A probe trains nothing, and reads an untrained network too.
-            trained = picked(record, lambda run: run.kind != "probe")
-            found["best_trained"] = trained and trained.score
-            found["best_trained_by"] = trained and trained.runs[0].title
-            strongest = picked(record)
-            found["strongest_steps"] = (
-                strongest and strongest.runs[0].kind != "probe" and strongest.runs[0].steps
-            )
-            # Its own base's, which another audit may have given another budget.
-            quoted = (
-                "best_base",
-                "best_control",
-                "uplift",
-                "uplift_uninformed",
-                "worth",
-                "slowdown",
-                "utility_base",
-                "utility_locked",
-            )
-            found |= {name: summary[name] for name in quoted}
-            found |= {"verdict": record.verdict, "flags": [flag.name for flag in record.flags]}
-        yield found
-
-
-def picked(record: Record, counts: Callable[[RunRecord], bool] = lambda run: True) -> Pick | None:
-    """The attacker's pick on the locked model among the finalists that ``counts`` admits."""
-    anyway = (record.summary["floor"], record.summary["floor_validation"])
-    return pick(record.runs, "locked", anyway, counts)
-
-
-def rows_by_optimizer(record: Record, lock: str, attacks: Sequence[Printed], **what: Any) -> Iterator[Row]:
-    """Each optimizer at the best rate that its search found, on base and locked model.
-
-    Of those that came to the finals the test scores of every seed; of the others the search's own best, on validation
-    under one seed, and said to be."""
-    for attack in {attack.optimizer: attack for attack in attacks}.values():
-        for target in ("base", "locked"):
-            runs = [
-                run
-                for run in record.runs
-                if (run.target, run.attack) == (target, FineTune.name)
-                and run.config["optimizer"] == attack.optimizer
-            ]
-            tried = [run for run in runs if run.stage == "search" and run.best is not None]
-            if not tried:
-                continue
-            best = max(tried, key=lambda run: run.best or 0.0)
-            finals = [run for run in runs if run.stage == "final" and run.config == best.config]
-            scores = [run.test for run in finals if run.test is not None]
-            yield row(
-                scores or [best.best or 0.0],
-                runs=len(finals) or 1,
-                diverged=len(finals) - len(scores) if scores else 0,
-                **what,
-                block="at its best",
-                target=target,
-                lock=lock if target == "locked" else "",
-                optimizer=attack.optimizer,
-                lr=best.config["lr"],
-                split="test" if scores else "validation",
-                rates=len({run.config["lr"] for run in runs}),
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +131,13 @@ class Locking(Experiment):
     """The attack task that the paper's lock is tuned on; on its own data the tuned lock is not quoted."""
     trials: int = 0
     """Settings of the lock that are tried, the printed ones first."""
+    tuned_first: tuple[str, ...] = ()
+    """Settings that are tried first, after the printed ones."""
     tuned_from: tuple[str, ...] = ()
     """The paper's lock with what is not searched of its settings, once for each optimizer."""
+    lock_seeds: int = 1
+    """How many times the paper's lock is made, each under a seed of its own. Printed attacks meet them in turn; an
+    audit is of the first."""
     finalists: int = 2
     """Families of an audit that are run again under every seed."""
     from_scratch: bool = True
@@ -248,6 +145,7 @@ class Locking(Experiment):
     it the floor can only be lower, and a lock look worse."""
     seeds: int = 3
 
+    rules: ClassVar[int | None] = RULES
     draws_curves: ClassVar[bool] = False
     """Whether the figure shows the printed runs on their way, which must be scored there then."""
 
@@ -273,13 +171,13 @@ class Locking(Experiment):
 
     def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
         at = _Place(self, kept, jobs)
-        rows = [*at.search_for_a_lock(), *at.utilities(), *at.spectra(), *at.curvatures()]
+        rows = [*at.search_for_a_lock(), *at.utilities(), *at.spectra()]
         for other in self.others:
             rows += [*at.before(other), *at.printed(other)]
             seen = self.proxy and parse(other.task).base == parse(self.proxy).base
             for lock in (*self.all_locks, *(() if seen else at.tuned)):
                 rows += at.searched(other, lock)
-        return rows
+        return [*rows, *at.curvatures()]
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         columns = [trained_no_more(rows, other.column) for other in self.others]
@@ -343,6 +241,8 @@ class SeveralModels(Experiment):
 
     models: tuple[Locking, ...]
 
+    rules: ClassVar[int | None] = RULES
+
     def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
         return [row for part in self.models for row in self.rows_of(part, kept / part.model, jobs)]
 
@@ -384,6 +284,8 @@ class _Place:
     of: Locking
     kept: Path
     jobs: int = 1
+    as_they_are: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
+    """What the tasks beside an attack task score before it, by task, target and seed of the lock."""
 
     def task(self, name: str) -> Task:
         return tasks.load(name, tasks.Reading(max_length=self.of.max_length, metric=self.of.metric)).divided()
@@ -419,8 +321,17 @@ class _Place:
             models.save(base, folder)
         return models.load(str(folder))
 
-    def locked(self, lock: str) -> Locked:
-        return locked_in(self.kept / f"lock-{self.number(lock)}", lock, lambda: self.base, self.retain)
+    def locked(self, lock: str, seed: int = 0) -> Locked:
+        name = f"lock-{self.number(lock)}" + (f"-{seed}" if seed else "")
+        return locked_in(self.kept / name, lock, lambda: self.base, self.retain, {"seed": seed})
+
+    def made(self, lock: str) -> list[Locked]:
+        """The lock under each of the seeds that it is made under; the base has none."""
+        return [self.locked(lock, seed) for seed in range(self.of.lock_seeds if lock == self.of.lock else 1)]
+
+    def models(self, lock: str) -> list[Model]:
+        """What stands in a row of that lock: the base where there is none."""
+        return [each.model for each in self.made(lock)] if lock else [self.base]
 
     def number(self, lock: str) -> int:
         """A lock's place among those that there are, by which its files are called."""
@@ -437,9 +348,9 @@ class _Place:
             self.base,
             self.retain,
             self.task(self.of.proxy),
-            max_utility_drop=0.01,
+            max_utility_drop=_HALF,
             locks=self.of.tuned_from,
-            first=(self.of.lock.removesuffix(UNGUARDED),),
+            first=(self.of.lock.removesuffix(UNGUARDED), *self.of.tuned_first),
             trials=self.of.trials,
             objective="score",
             suite=self.tuning_suite(self.task(self.of.proxy)),
@@ -451,8 +362,8 @@ class _Place:
     @cached_property
     def tuned(self) -> tuple[str, ...]:
         """The strongest that it found for a point of utility."""
-        best = chosen(self.trials, _POINT, "score")
-        return () if best is None else (f"{best.lock},max_utility_drop={_POINT}",)
+        best = chosen(self.trials, _HALF, "score")
+        return () if best is None else (f"{best.lock},max_utility_drop={_HALF}",)
 
     # -- rows ----------------------------------------------------------------------------------------------
 
@@ -461,7 +372,7 @@ class _Place:
         tried on."""
         if not self.trials:
             return
-        best = chosen(self.trials, _POINT, "score")
+        best = chosen(self.trials, _HALF, "score")
         yield row(
             [1.0 if best is None else best.score],
             block="tuning",
@@ -471,7 +382,10 @@ class _Place:
             trials=len(self.trials),
             audited=sum(trial.status == "audited" for trial in self.trials),
             strongest_attack=best and best.strongest_attack,
+            base=best and best.base,
+            worth=best and best.worth,
             max_utility_drop=_POINT,
+            every=[asdict(trial) for trial in self.trials],
         )
 
     @property
@@ -483,18 +397,25 @@ class _Place:
         paper = {"": self.of.utility[0], self.of.lock: self.of.utility[1]}
         truth, before = self.retain.test.labels, self.retain.answers(self.base)
         for lock in ("", *self.every_lock):
-            card: Mapping[str, Any] = self.locked(lock).card if lock else {}
-            after = self.retain.answers(self.locked(lock).model) if lock else before
-            yield row(
-                [card["utility_locked"] if lock else self.retain.measured(before)],
-                examples=len(truth),
-                change_ci=change_interval(
+            cards = [made.card for made in self.made(lock)] if lock else []
+            answers = [self.retain.answers(model) for model in self.models(lock)] if lock else [before]
+            changes = [
+                change_interval(
                     before, after, truth, self.retain.measure, proportion=is_proportion(self.retain.metric)
                 )
+                for after in answers
                 if lock
+            ]
+            yield row(
+                [self.retain.measured(each) for each in answers],
+                examples=len(truth),
+                # Of several draws of the lock, what any of them may be.
+                change_ci=(min(low for low, _ in changes), max(high for _, high in changes))
+                if changes
                 else None,
-                status=card.get("status"),
-                fell_back=bool(card) and fell_back(card),
+                status=next((card["status"] for card in cards if card["status"] != "ok"), "ok"),
+                fell_back=any(map(fell_back, cards)),
+                cards=cards,
                 paper=paper.get(lock),
                 instead=self.instead(self.retain),
                 block="utility",
@@ -507,42 +428,28 @@ class _Place:
     def spectra(self) -> Iterator[Row]:
         """The mean over all weight matrices of σ₁."""
         for lock in ("", *self.every_lock):
-            model = self.locked(lock).model if lock else self.base
-            tops = [float(singular_values(w.matrix.detach(), 1)[0]) for w in weight_matrices(model.module)]
-            yield row(
-                [sum(tops) / len(tops)],
+            yield spectrum_row(
+                self.models(lock),
                 instead=self.instead(self.retain),
-                block="spectrum",
                 target="locked" if lock else "base",
                 lock=lock,
-                largest=max(tops),
             )
 
     def curvatures(self) -> Iterator[Row]:
         """σ_max(H) of base and locked model on the same examples of the first other task, each under the same head:
-        one sample and one head for each seed."""
+        one sample and one head for each seed, and the lock's draws in turn."""
         task = self.task(self.of.others[0].task)
         for lock in ("", *self.every_lock):
             number = self.number(lock) if lock else "base"
 
-            def measured(lock: str = lock) -> list[list[float]]:
-                model = self.locked(lock).model if lock else self.base
-                ends = [
-                    spectral_ends(Objective.of(model, task, seed=seed).hessian(), "LM", seed=seed).by_modulus
-                    for seed in range(self.of.seeds)
-                ]
-                return [[abs(end.value), end.residual] for end in ends]
-
-            found = once(self.kept / f"curvature-{number}.json", measured)
-            yield row(
-                [value for value, _ in found],
-                residuals=[residual for _, residual in found],
+            models = self.models(lock)
+            yield curvature_row(
+                [models[seed % len(models)] for seed in range(self.of.seeds)],
+                task,
+                self.kept / f"curvature-{number}.json",
                 instead=self.instead(task),
-                batch_norm=any(isinstance(part, _BatchNorm) for part in self.base.module.modules()),
-                block="curvature",
                 target="locked" if lock else "base",
                 lock=lock,
-                task=task.name,
             )
 
     def before(self, other: Other) -> Iterator[Row]:
@@ -576,7 +483,8 @@ class _Place:
                     )
                     for seed in range(1, self.of.seeds + 1)
                 ]
-                what = {
+                states = [self._state(task, target, seed, run) for seed, run in enumerate(runs, start=1)]
+                what: dict[str, Any] = {
                     "instead": self.instead(task),
                     "column": other.column,
                     "task": other.task,
@@ -587,14 +495,13 @@ class _Place:
                     "steps": steps,
                     "chance": task.chance,
                     "runs": len(runs),
-                    "diverged": sum(run["diverged"] for run in runs),
+                    "diverged": states.count("diverged"),
+                    "collapsed": states.count("collapsed"),
                 }
-                ended = [run for run in runs if not run["diverged"]]
-                if task.collapses:
-                    before = self.beside(task, target)
-                    what["collapsed"] = sum(
-                        any(run["beside"][name] < before[name] - KEPT for name in before) for run in ended
-                    )
+                # A run that ruined the model is none that one could take for a success, nor lower the mean of those.
+                ended = [run for run, state in zip(runs, states, strict=True) if state == "ok"] or [
+                    run for run, state in zip(runs, states, strict=True) if state == "collapsed"
+                ]
                 yield row(
                     [run["score"] for run in ended] or [task.chance],
                     paper=getattr(other, target) if attack.quoted else None,
@@ -610,17 +517,36 @@ class _Place:
                         **what,
                     )
 
-    def beside(self, task: Task, target: str) -> dict[str, float]:
+    def _state(self, task: Task, target: str, seed: int, run: dict[str, Any]) -> str:
+        """How a printed run ended: ok, diverged, or collapsed, where what stands beside the task fell."""
+        if run["diverged"]:
+            return "diverged"
+        before = self.beside(task, target, seed) if task.collapses else {}
+        fallen = any(run["beside"][name] < before[name] - KEPT for name in before)
+        return "collapsed" if fallen else "ok"
+
+    def attacked(self, target: str, seed: int) -> Model:
+        """What a printed attack of that seed, from 1 on, meets."""
+        return (
+            self.base
+            if target == "base"
+            else self.locked(self.of.lock, (seed - 1) % self.of.lock_seeds).model
+        )
+
+    def beside(self, task: Task, target: str, seed: int) -> dict[str, float]:
         """What the model as it is scores on the tasks beside."""
-        model = self.base if target == "base" else self.locked(self.of.lock).model
-        return {name: of.fitted_to(model).score(model) for name, of in task.beside.items()}
+        key = task.name, target, (seed - 1) % self.of.lock_seeds
+        if key not in self.as_they_are:
+            model = self.attacked(target, seed)
+            self.as_they_are[key] = {n: of.fitted_to(model).score(model) for n, of in task.beside.items()}
+        return self.as_they_are[key]
 
     def _run(self, attack: Printed, target: str, task: Task, steps: int, seed: int) -> dict[str, Any]:
         """The scores that the last step leaves, as the paper takes them; of a run that diverged, chance.
 
         The head is the model's own where it has as many outputs as the task has labels, for which B.2 chose its tasks.
         """
-        model = self.base if target == "base" else self.locked(self.of.lock).model
+        model = self.attacked(target, seed)
         if task.kind == "classification" and len(model.labels or ()) == len(task.labels):
             model = replace(model, labels=task.labels)
         how = replace(self.of.as_printed(attack), seed=seed)
@@ -668,7 +594,8 @@ class _Place:
         )
         if number == 0:
             what = {"instead": self.instead(task), "column": other.column, "task": other.task}
-            yield from rows_by_optimizer(record, lock, self.of.attacks, chance=task.chance, **what)
+            names = [attack.optimizer for attack in self.of.attacks]
+            yield from rows_by_optimizer(record, lock, names, chance=task.chance, **what)
 
     def tuning_suite(self, task: Task) -> Suite:
         """What a trial is audited by: AdamW, and clipping first. The lock that is chosen meets the whole suite."""
@@ -687,7 +614,7 @@ class _Place:
         for a in {a.optimizer: a for a in self.of.attacks}.values():
             # Its line search is what keeps L-BFGS from large steps.
             own = {**size, "clip": None} if a.optimizer == "lbfgs" else size
-            families.append(around(FineTune, a.middle, optimizer=a.optimizer, **own))
+            families.append(replace(around(FineTune, a.middle, optimizer=a.optimizer, **own), reach=REACH))
         printed = [self.of.as_printed(attack) for attack in self.of.attacks]
         informed = {
             "clip": around(Clip, adamw, **size),

@@ -9,7 +9,7 @@ from typing import Any
 
 from speclock.experiments import EXPERIMENTS
 from speclock.experiments.base import Experiment, made_on, made_otherwise, settings_of
-from speclock.experiments.claims import name_of
+from speclock.experiments.claims import name_of, spread
 from speclock.numbers import NONE, interval, percent, short
 
 _HEAD = """# The paper, claim by claim
@@ -17,9 +17,11 @@ _HEAD = """# The paper, claim by claim
 Written by `speclock reproduce all`, from the records beside the figures; verdicts follow from rules, and none is
 typed. *As printed* is the paper's own setting, but for what each part names as ours or as unlike it; *under the search*
 an audit with as many steps looks for each optimizer's best rate, repairs the spectrum first, and counts from the floor
-that an attacker has without the weights. Means are over the runs that did not diverge; intervals of several seeds are
-Student's, those under the search an audit's. Where the base is worth no more than the floor, a claim is about
-trainability alone, and is judged by whether any training on the locked model works.
+that an attacker has without the weights; what has no weights is trained for up to eight times as many steps. A score is
+the mean over seeds of the runs that did not diverge, with the lowest and the highest in brackets; lock by lock it is an
+audit's, a seed without a score at the floor, with its 95% interval. Intervals beside the paper's numbers are
+Student's. Where the base is worth no more than the floor, a claim is about
+trainability alone, and is judged by whether any training on the locked model works, a seed without a score at chance.
 """
 
 
@@ -34,7 +36,11 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
             f"`speclock reproduce {name} --scale {record['scale']}`: {len(record['rows'])} rows, "
             f"{record['seconds']:.0f} s{' in its last part' if record.get('resumed') else ''}, "
             f"{_made_on(record)}."
-            + (" **Made with other settings than the command's of today.**" if made_otherwise(record) else "")
+            + (
+                " **Made with other settings or rules than the command's of today.**"
+                if made_otherwise(record)
+                else ""
+            )
         )
         if experiment.departures:
             parts.append(f"Ours: {'; '.join(experiment.departures)}.")
@@ -48,6 +54,7 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
             parts.append("\n".join(lines))
         parts.append(f"![{experiment.title}]({link}/{name}.png)")
         parts += _blocks(record["rows"])
+        parts += _of_the_weights(record["rows"])
         if rows := [row for row in record["rows"] if row["paper"] is not None and "block" in row]:
             parts.append(_beside_the_papers(rows))
     if missing := [name for name in EXPERIMENTS if name not in records]:
@@ -77,7 +84,7 @@ def _unlike_the_papers(record: Mapping[str, Any]) -> Iterator[str]:
 
 _SHORTER = (
     *("retain", "others", "training", "unlearning", "epochs", "max_length", "task", "seeds"),
-    *("lock", "our_locks", "informed", "finalists", "from_scratch", "proxy", "trials"),
+    *("lock", "lock_seeds", "our_locks", "informed", "finalists", "from_scratch", "proxy", "trials"),
 )
 """Settings of data, length and search: a smaller scale has less of them."""
 
@@ -143,6 +150,7 @@ def _cell(row: dict[str, Any]) -> str:
     if diverged and diverged == runs:
         return "diverged"
     said = percent(row["measured"])
+    said += f" ({interval(row['ci'])})" if row["block"] == "searched" and row["ci"] else spread(row["seeds"])
     if row["block"] == "at its best":
         said += f" at {short(row['lr'])}"
     if diverged:
@@ -152,6 +160,34 @@ def _cell(row: dict[str, Any]) -> str:
     if row.get("split") == "validation":
         said += " (validation, one seed)"
     return said
+
+
+def _of_the_weights(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """σ₁ and σ_max(H) of the base and of every lock, a value for each draw or sample."""
+    found = [row for row in rows if row.get("block") in ("spectrum", "curvature")]
+    for model in dict.fromkeys(row.get("model") for row in found):
+        lines = ["| | mean σ₁ | largest σ₁ | σ_max(H) |", "| --- | --- | --- | --- |"]
+        by_lock: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in found:
+            if row.get("model") == model:
+                by_lock.setdefault(row["lock"], {})[row["block"]] = row
+        for number, (lock, of) in enumerate(by_lock.items()):
+            # The paper's lock may have been tuned: it is there twice.
+            name = (
+                name_of(lock) + (" (tuned)" if number > 1 and name_of(lock) == "specdef" else "")
+            ) or "base"
+            spectrum, curvature = (of.get(block) for block in ("spectrum", "curvature"))
+            cells = [
+                _values(spectrum["seeds"]) if spectrum else NONE,
+                f"{spectrum['largest']:.3g}" if spectrum else NONE,
+                _values(curvature["seeds"]) if curvature else NONE,
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        yield "**Of the weights**" + (f", {model}" if model else "") + "\n\n" + "\n".join(lines)
+
+
+def _values(values: list[float]) -> str:
+    return ", ".join(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values)
 
 
 def _beside_the_papers(rows: list[dict[str, Any]]) -> str:
