@@ -56,6 +56,27 @@ def test_a_limit_is_set_by_its_seed(case: tuple[np.ndarray, int, int]) -> None:
     np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.parametrize("train", [80, 160, None])
+def test_of_near_copies_no_two_are_on_different_sides(train: int | None) -> None:
+    """120 pairs: what is chosen by holds none of which a copy is trained on, nor one that is quoted."""
+    whole = task_of(np.arange(240) % 3)
+    families = np.arange(240) // 2
+    copies = replace(
+        whole, train=replace(whole.train, groups=families), test=replace(whole.test, groups=families)
+    )
+    task = copies.divided(train, validation=60)
+    assert len(task.train) == (train or 240)
+    assert task.validation is not None
+    pairs = [(task.validation, task.test)] if train is None else [(task.train, task.validation)]
+    for one, other in pairs:
+        assert len(one) >= 60
+        assert len(other) >= 60
+        assert not set(one.groups) & set(other.groups)
+    again = copies.divided(train, validation=60, seed=1).validation
+    assert again is not None
+    np.testing.assert_array_equal(again.inputs, task.validation.inputs)
+
+
 def test_validation_is_what_the_source_holds_beyond_the_attackers_examples() -> None:
     whole = task_of(np.arange(60) % 3)
     task = whole.divided(train=12, test=30, validation=24, seed=5)

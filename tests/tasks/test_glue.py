@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 
+from speclock import tasks
 from speclock.errors import InputError
 from speclock.sources import hub
 from speclock.tasks import TASKS
@@ -141,3 +143,13 @@ def test_the_hubs_validation_split_is_the_test(monkeypatch: pytest.MonkeyPatch) 
     assert (task.metric, task.labels[task.positive]) == ("f1", "equivalent")
     assert task.measure(np.array([1, 1]), task.test.labels) == pytest.approx(2 / 3)
     assert task.source.stand_in is None
+
+
+@pytest.mark.parametrize("name", ["mrpc@2000", "qqp@400", "jailbreak@800/370/288"])
+def test_what_is_chosen_by_repeats_nothing_that_is_trained_on(name: str) -> None:
+    task = tasks.load(name)
+    assert task.validation is not None
+    sides = [set(examples.groups) for examples in (task.train, task.validation, task.test)]  # type: ignore[arg-type]
+    assert len(task.validation) >= 288
+    for one, other in combinations(sides, 2):
+        assert not one & other

@@ -21,6 +21,7 @@ from speclock.environment import ran_out_of_memory, release_memory
 from speclock.errors import InputError
 from speclock.registry import unknown
 from speclock.sources import Source
+from speclock.tasks.splits import group_split
 
 # What transformers calls the outputs of a head that nobody named.
 _UNNAMED = re.compile(r"LABEL_\d+")
@@ -123,13 +124,16 @@ class Examples:
 
     inputs: Any
     labels: Int[np.ndarray, " n"]
+    groups: Int[np.ndarray, " n"] | None = None
+    """Numbers of what must stand on one side of a split, near copies for one, where there are any."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: Int[np.ndarray, " m"]) -> Examples:
         """The examples at ``rows``, in that order."""
-        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows], groups=groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,31 +284,51 @@ class Task(ABC):
         beyond them: an attacker with 32 posts cannot spare eight, and to let the auditor choose for it errs on
         the attacker's side. Where that is too little, half of the test split is taken instead. The test rows are
         the same under every seed; the validation rows (at most ``validation``, or :data:`VALIDATION`) are drawn from
-        what a seed's training rows leave, and so are others under another seed.
+        what a seed's training rows leave, and so are others under another seed. Of examples in groups they are whole
+        groups, the same under every seed, of which nothing is trained on: to choose by near copies of what was trained
+        on is to choose by what was learnt by heart.
         """
         if self.validation is not None:
             asked = any(limit is not None for limit in (train, test, validation))
             return self.limit(train, test, validation, seed=seed) if asked else self
         size = VALIDATION if validation is None else validation
-        drawn = self.drawn(self.train, train, seed)
-        beyond = self.train.take(np.setdiff1d(np.arange(len(self.train)), drawn))
-        pool = self.test
-        if len(beyond) >= min(size, max(1, len(self.test) // 2)):
-            held, tested = beyond, self.test
-        else:
-            halves = self.drawn(pool, (len(pool) + 1) // 2, 0)
-            held = pool.take(np.setdiff1d(np.arange(len(pool)), halves))
-            tested = pool.take(np.sort(halves))
-            if len(held) == 0:
-                raise InputError(
-                    f"{self.name}: one test example cannot be both chosen by and scored on. Give it two or more."
-                )
+        kept, held, tested = *self._held_back(train, size, seed), self.test
+        if held is None:
+            kept = self.train.take(self.drawn(self.train, train, seed))
+            held, tested = self._halved()
         return replace(
             self,
-            train=self.train.take(drawn),
+            train=kept,
             validation=held.take(self.drawn(held, size, 0)),
             test=tested.take(self.drawn(tested, test, 0)),
         )
+
+    def _held_back(self, train: int | None, size: int, seed: int) -> tuple[Examples, Examples | None]:
+        """What is trained on, and what the training split holds beyond it; none of it where that is too little."""
+        source, least = self.train, min(size, max(1, len(self.test) // 2))
+        if source.groups is None:
+            drawn = self.drawn(source, train, seed)
+            beyond = source.take(np.setdiff1d(np.arange(len(source)), drawn))
+            return source.take(drawn), beyond if len(beyond) >= least else None
+        spare = len(source) - min(len(source), train or len(source))
+        rest, apart = group_split(source.groups, min(size, spare) / len(source))
+        source, beyond = source.take(np.sort(rest)), source.take(np.sort(apart))
+        # Whole groups fill the room but for a few rows.
+        return source.take(self.drawn(source, train, seed)), beyond if len(beyond) >= 0.9 * least else None
+
+    def _halved(self) -> tuple[Examples, Examples]:
+        """The test split as one half that things are chosen on and one that is quoted."""
+        pool = self.test
+        if pool.groups is None:
+            quoted = self.drawn(pool, (len(pool) + 1) // 2, 0)
+            others = np.setdiff1d(np.arange(len(pool)), quoted)
+        else:
+            quoted, others = group_split(pool.groups, 0.5)
+        if len(others) == 0:
+            raise InputError(
+                f"{self.name}: one test example cannot be both chosen by and scored on. Give it two or more."
+            )
+        return pool.take(np.sort(others)), pool.take(np.sort(quoted))
 
     def drawn(self, examples: Examples, size: int | None, seed: int) -> Int[np.ndarray, " m"]:
         """At most ``size`` row numbers of ``examples``, each class in proportion (largest remainders), shuffled by

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
@@ -141,8 +142,8 @@ def _load(name: str) -> TextClassification:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         pairs = [Pair(*row["pair"]) for row in rows if row["task"] == name]
         numbers = {group: i for i, group in enumerate(dict.fromkeys(pair.group for pair in pairs))}
-        sides = group_split(np.array([numbers[pair.group] for pair in pairs]))
-        train, test = (_examples([pairs[row] for row in side]) for side in sides)
+        groups = np.array([numbers[pair.group] for pair in pairs])
+        train, test = (_examples([pairs[row] for row in side], groups[side]) for side in group_split(groups))
         return task(train, test, Source("package", bigbench.PACKAGE, _SHA256, stand_in=kind.stand_in))
 
     return hub.hub_or_package(name, HUB_ID, from_hub, bigbench.PACKAGE, from_package)
@@ -153,8 +154,8 @@ def _of_hub(split: Any, kind: Kind) -> Examples:
     return Examples(texts(list(zip(first, second, strict=True))), np.array(split["label"]))
 
 
-def _examples(pairs: Sequence[Pair]) -> Examples:
-    return Examples(texts([(p.first, p.second) for p in pairs]), np.array([p.label for p in pairs]))
+def _examples(pairs: Sequence[Pair], groups: Int[np.ndarray, " n"]) -> Examples:
+    return Examples(texts([(p.first, p.second) for p in pairs]), np.array([p.label for p in pairs]), groups)
 
 
 # -- the stand-ins -----------------------------------------------------------------------------------------

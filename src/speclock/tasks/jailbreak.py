@@ -72,9 +72,11 @@ def _task(pairs: bytes, source: Source) -> TextClassification:
     rows = [json.loads(line) for line in pairs.decode().splitlines()]
     # A pair stays together, so that both halves of the split are balanced and alike in length.
     halves: list[Examples] = []
-    for pair_rows in group_split(np.array([row["group"] for row in rows])):
+    groups = np.array([row["group"] for row in rows])
+    for pair_rows in group_split(groups):
         both = [(rows[row][label], i) for row in pair_rows for i, label in enumerate(LABELS)]
-        halves.append(Examples(texts([text for text, _ in both]), np.array([i for _, i in both])))
+        of_both = np.repeat(groups[pair_rows], len(LABELS))
+        halves.append(Examples(texts([text for text, _ in both]), np.array([i for _, i in both]), of_both))
     train, test = halves
     return TextClassification("jailbreak", train, test, LABELS, source)
 
