@@ -22,7 +22,18 @@ from speclock.attacks.repair import Clip, Merge
 from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.record import Record, RunRecord
 from speclock.audits.run import audit
-from speclock.audits.suite import QUICK, QUICK_1, SCRATCH, STANDARD, STANDARD_1, Family, Suite, around, listed
+from speclock.audits.suite import (
+    CAUSAL_LM,
+    QUICK,
+    QUICK_1,
+    SCRATCH,
+    STANDARD,
+    STANDARD_1,
+    Family,
+    Suite,
+    around,
+    listed,
+)
 from speclock.errors import InputError
 from speclock.locks.base import Locked
 from speclock.models import Model
@@ -368,6 +379,7 @@ def test_other_architectures_are_refused(base: Model, digits: Task, silhouettes:
         (STANDARD_1, ("standard/1", 48, 3, 228, "a6c8b94fc368")),
         (QUICK, ("quick/2", 16, 2, 13, "f9abb26e1064")),
         (STANDARD, ("standard/2", 32, 3, 100, "d51e1f357615")),
+        (CAUSAL_LM, ("causal-lm/1", 32, 2, 15, "31769bd6a533")),
     ],
     ids=lambda value: value.label if isinstance(value, Suite) else "",
 )
@@ -378,7 +390,7 @@ def test_published_suites_are_frozen(suite: Suite, known: tuple[Any, ...]) -> No
 
 
 def test_every_family_has_a_name_of_its_own() -> None:
-    for suite in (QUICK, STANDARD):
+    for suite in (QUICK, STANDARD, CAUSAL_LM):
         names = [family.name for family in suite.families]
         assert len(set(names)) == len(names)
 

@@ -192,7 +192,7 @@ def test_a_chat_goes_through_the_tokenizers_template(writer: Model, rows: Write)
         for i in range(10)
     ]
     task = tasks.load(str(rows(*chats)))
-    assert task.train.inputs[0] == ((("user", "Is it 0?"),), "Yes.")
+    assert task.train.inputs[0] == ((("user", "Is it 0?"),), "Yes.", True)
     with pytest.raises(InputError, match="no chat template"):
         task.score(writer)
     talking = writer.copy()
@@ -206,6 +206,25 @@ def test_a_chat_goes_through_the_tokenizers_template(writer: Model, rows: Write)
     assert talking.tokenizer.decode(ids[:before]) == "[user]Is it 0?[assistant]"
     assert talking.tokenizer.decode(ids[before:]) == "Yes."
     assert 0 < task.score(talking) < 1
+
+
+def test_where_an_answer_ends_is_predicted_unless_it_was_cut(writer: Model, rows: Write) -> None:
+    talking = copy.deepcopy(writer.tokenizer)
+    talking.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    talking.chat_template = (
+        "{% for m in messages %}{{ m.role }}{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    task = prompted(rows)
+    chat = (("user", "Is it?"),)
+    plain, before = task.tokens(Row(chat, "Yes."), talking)
+    ended, again = task.tokens(Row(chat, "Yes.", ended=True), talking)
+    assert (ended, again) == ([*plain, talking.convert_tokens_to_ids("<|end|>")], before)
+    answer = {"role": "assistant", "content": "so " * 200}
+    task = tasks.load(
+        str(rows(*({"messages": [{"role": "user", "content": f"Why {i}?"}, answer]} for i in range(10))))
+    )
+    assert not Row(*task.train.inputs[0]).ended
 
 
 @pytest.mark.parametrize(

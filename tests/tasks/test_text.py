@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from speclock.errors import InputError
@@ -103,3 +105,14 @@ def test_how_much_of_a_text_is_read_is_part_of_the_data() -> None:
         != replace(task, max_length=16).digest()
         == replace(task, max_length=16).digest()
     )
+
+
+def test_a_tokenizer_that_glues_two_texts_together_gets_a_line_break_between() -> None:
+    words = {word: i for i, word in enumerate(["[UNK]", "a", "b", "\n"])}
+    inner = Tokenizer(tokenizer_models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    gluing = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="[UNK]")
+    task = task_of([("aa", "b"), ("a" * 9, "ba")], max_length=5)
+    ids = task.encode(task.train, text_encoder(gluing))["input_ids"].tolist()
+    assert ids[0][:4] == [1, 1, 3, 2]
+    assert ids[1] == [1, 1, 1, 3, 2], "and it is not what is cut"

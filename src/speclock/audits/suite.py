@@ -265,3 +265,20 @@ STANDARD = Suite(
         around(Distill, 1e-4, student="public"),
     ),
 )
+
+# A passage is a hundred labels, one a token: few of them are as many as a batch of posts has.
+_FEW = 4
+
+CAUSAL_LM = Suite(
+    name="causal-lm",
+    version=1,
+    steps=32,
+    scratch=(),  # What a fresh decoder learns of some dozens of passages, byte n-grams do better.
+    families=(
+        around(FineTune, 1e-4, batch_size=_FEW),
+        around(LoRA, 1e-3, batch_size=_FEW),
+        around(Clip, 1e-4, batch_size=_FEW),
+        around(Shrink, 1e-4, batch_size=_FEW),
+        around(Heal, 1e-4, healing=16, batch_size=_FEW),
+    ),
+)

@@ -141,8 +141,8 @@ class Locking(Experiment):
     finalists: int = 2
     """Families of an audit that are run again under every seed."""
     from_scratch: bool = True
-    """Whether training a fresh network, eight times as long, is part of the floor beside the classical models. Without
-    it the floor can only be lower, and a lock look worse."""
+    """Whether training a fresh network, eight times as long, is part of the floor beside the classical models and the
+    public one, where the base was made from one."""
     seeds: int = 3
 
     rules: ClassVar[int | None] = RULES
@@ -299,6 +299,11 @@ class _Place:
     @cached_property
     def untrained(self) -> Model:
         return models.load(self.of.model, labels=self.retain.labels, seed=self.recipe.seed)
+
+    @property
+    def public(self) -> Model | None:
+        """What the base was made from, where anybody can have it: who trains that needs no lock broken."""
+        return self.untrained if self.untrained.source.kind in ("hub", "package") else None
 
     @property
     def recipe(self) -> TrainingRecipe:
@@ -581,6 +586,7 @@ class _Place:
             folder=work,
             shared=self.kept,
             floors=self.kept,
+            public=None if task.in_place else self.public,
         )
         targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
         yield from searched_rows(

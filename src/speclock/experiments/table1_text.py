@@ -33,6 +33,7 @@ class TextModel(Locking):
 
     departures: ClassVar[tuple[str, ...]] = (
         "the lock's optimizer, rate and schedule are not given: they are the training's",
+        "batches are of texts of like length, where that spares a tenth of the tokens",
         "the three seeds are of the attacks; base and lock are made once",
     )
     name: ClassVar[str] = "table1-text"
@@ -51,13 +52,17 @@ def others(size: str, base: tuple[float, ...], locked: tuple[float, ...]) -> tup
 ENCODER = {"model": "minilm", "instead_of": "DeBERTa-v3-xsmall"}
 
 
-def encoder(size: str, **settings: Any) -> TextModel:
-    """The paper's DeBERTa-v3-xsmall, for which MiniLM stands in where there is no hub."""
-    found = others(size, (0.69, 0.83, 0.85), (0.52, 0.42, 0.45))
+COLUMNS = ("RTE", "QQP", "QNLI")
+
+
+def encoder(size: str, columns: Sequence[str] = COLUMNS, **settings: Any) -> TextModel:
+    """The paper's DeBERTa-v3-xsmall, for which MiniLM stands in where there is no hub, and these columns."""
+    every = others(size, (0.69, 0.83, 0.85), (0.52, 0.42, 0.45))
+    found = tuple(other for other in every if other.column in columns)
     return TextModel(**{**ENCODER, "utility": (0.90, 0.90), "others": found, **settings})
 
 
-def decoder(size: str, columns: Sequence[str] = ("RTE", "QQP", "QNLI"), **settings: Any) -> TextModel:
+def decoder(size: str, columns: Sequence[str] = COLUMNS, **settings: Any) -> TextModel:
     """SmolLM2-135M-Instruct with a linear head, and these columns of the table."""
     every = others(size, (0.71, 0.71, 0.84), (0.52, 0.20, 0.52))
     found = tuple(other for other in every if other.column in columns)
@@ -66,6 +71,7 @@ def decoder(size: str, columns: Sequence[str] = ("RTE", "QQP", "QNLI"), **settin
     )
 
 
+LEARNT = ("QQP",)
 SMALL: dict[str, Any] = {
     "retain": "mrpc@2000",
     "our_locks": (f"{UNDO},steps=350",),
@@ -83,7 +89,7 @@ SMALL_DECODER: dict[str, Any] = {
     "from_scratch": False,
 }
 """A step of the decoder takes eight of the encoder's."""
-SMOKE = {
+SMOKE: dict[str, Any] = {
     "model": "bert-l2-h64",
     "retain": "newsgroups:sci.med,rec.autos@200/40/40",
     "training": {"optimizer": "adamw", "lr": 1e-3, "batch_size": 16, "steps": 60},
@@ -110,9 +116,10 @@ class Table1Text(SeveralModels):
         "smoke": {"models": (encoder("", **SMOKE),)},
         "small": {
             "models": (
-                encoder("@400/1000", **SMALL),
-                # Of the three the one that some hundreds of pairs teach.
-                decoder("@300/500", columns=("QQP",), **SMALL_DECODER),
+                # Of the three columns the one that some hundreds of pairs teach: of as many of the others neither
+                # model learns anything, locked or not.
+                encoder("@400/731", columns=LEARNT, **SMALL),
+                decoder("@300/500", columns=LEARNT, **SMALL_DECODER),
             )
         },
         "paper": {},

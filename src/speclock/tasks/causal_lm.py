@@ -48,6 +48,8 @@ class Row(NamedTuple):
 
     prompt: Prompt
     completion: str
+    ended: bool = False
+    """Whether a chat's turn ends with it, so that its end is predicted too; what was cut ends nowhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,8 @@ class CausalLM(Task):
 
     Trained on by cross-entropy, the mean over rows of nats per token; scored by *likelihood*, the geometric mean of a
     byte's probability: 2 to the power of minus the bits per byte, 1/256 for a model that knows nothing, whatever the
-    tokenizer. A prompt that is a chat goes through the tokenizer's template.
+    tokenizer. A prompt that is a chat goes through the tokenizer's template; the token that the template ends an answer
+    with is predicted too, and is no byte.
 
     Rows are cut in characters where they are read (:mod:`speclock.tasks.continuations`) and never in tokens, so that
     every byte that counts is predicted.
@@ -128,6 +131,7 @@ class CausalLM(Task):
         return known[row]
 
     def _tokenised(self, row: Row, tokenizer: Any) -> tuple[list[int], int]:
+        end: list[int] = []
         if isinstance(row.prompt, str):
             before = tokenizer(row.prompt, add_special_tokens=False)["input_ids"] if row.prompt else []
         else:
@@ -139,6 +143,8 @@ class CausalLM(Task):
                     f"{self.name} has chats, and the model's tokenizer has no chat template. Give it one, or prompts."
                 ) from error
             before = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if row.ended:
+                end = _end_of_turn(tokenizer, turns, text + row.completion, row.completion)
         if not before:
             before = [self._start(tokenizer)]
         after = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
@@ -148,7 +154,7 @@ class CausalLM(Task):
                 f"{self.name}: the model's tokenizer does not keep {_shown(row.completion)}; it reads "
                 f"{_shown(again)}. Remove the row, or choose a model that knows its characters."
             )
-        return [*before, *after], len(before)
+        return [*before, *after, *end], len(before)
 
     def _start(self, tokenizer: Any) -> int:
         """The token that a document starts with: the first special one of the tokenizer that marks no turn of a chat.
@@ -247,12 +253,14 @@ class CausalLM(Task):
         found = []
         try:
             for row in self.rows(self.test.take(np.arange(min(_SAMPLES, len(self.test))))):
-                asked = row if row.prompt else Row(row.completion[: len(row.completion) // 3], " ")
-                ids, before = self.tokens(asked, tokenizer)
+                # A text's opening is what a document starts with, as in training.
+                opening = "" if row.prompt else row.completion[: len(row.completion) // 3]
+                ids, before = self.tokens(Row("", opening) if opening else row, tokenizer)
+                before = len(ids) if opening else before
                 given = torch.tensor([ids[:before]], device=device)
                 mask = torch.ones_like(given)
                 out = module.generate(given, attention_mask=mask, generation_config=settings)
-                said = asked.prompt if isinstance(asked.prompt, str) else asked.prompt[-1][1]
+                said = opening or (row.prompt if isinstance(row.prompt, str) else row.prompt[-1][1])
                 found.append((said, tokenizer.decode(out[0, before:], skip_special_tokens=True)))
         finally:
             module.train(was_training)
@@ -312,6 +320,17 @@ def answers_of(nats: Float[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> I
     """What a text's likelihood is as an answer, ``truth`` being its bytes; NaN is none."""
     lost = np.isnan(nats)
     return np.where(lost, NO_ANSWER, np.rint(_FINE * np.where(lost, 0, nats) / truth)).astype(np.int64)
+
+
+def _end_of_turn(tokenizer: Any, turns: list[dict[str, str]], text: str, completion: str) -> list[int]:
+    """The token that the chat template ends an answer with, where it does so with a special one."""
+    whole = tokenizer.apply_chat_template(
+        [*turns, {"role": "assistant", "content": completion}], tokenize=False
+    )
+    if not whole.startswith(text):  # a template that rewrites what is said
+        return []
+    after = tokenizer(whole[len(text) :], add_special_tokens=False)["input_ids"]
+    return after[:1] if after and after[0] in tokenizer.all_special_ids else []
 
 
 def _kept(text: str) -> str:

@@ -76,7 +76,7 @@ def from_rows(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], max_len
             f"{path}: {len(found)} different rows. Give at least two, one to train on and one to test."
         )
     # A question is not to be trained on and tested; one prompt for all rows is none.
-    several = len({prompt for prompt, _ in found}) > 1
+    several = len({key[0] for key in found}) > 1
     groups = {key: key[0] if several and key[0] else key for key in found}
     number = {group: i for i, group in enumerate(dict.fromkeys(groups.values()))}
     tested = {
@@ -104,8 +104,8 @@ def _task(
     return cls(str(path), train, test, (), Source("file", str(path), digest(path)), max_length=max_length)
 
 
-def _completions(rows: Sequence[tuple[Prompt, str]]) -> Examples:
-    return Examples(_objects(rows), np.array([len(completion.encode()) for _, completion in rows]))
+def _completions(rows: Sequence[tuple[Any, ...]]) -> Examples:
+    return Examples(_objects(rows), np.array([len(completion.encode()) for _, completion, *_ in rows]))
 
 
 def _labelled(rows: Sequence[tuple[Any, int]]) -> Examples:
@@ -134,7 +134,7 @@ def _passages(text: str, limit: int) -> Iterable[str]:
 # -- one row -----------------------------------------------------------------------------------------------
 
 
-def _chat(row: Mapping[str, Any], where: str, limit: int) -> tuple[tuple[Prompt, str], int]:
+def _chat(row: Mapping[str, Any], where: str, limit: int) -> tuple[tuple[Prompt, str, bool], int]:
     turns = row["messages"]
     well_formed = (
         isinstance(turns, list)
@@ -153,7 +153,8 @@ def _chat(row: Mapping[str, Any], where: str, limit: int) -> tuple[tuple[Prompt,
     *before, last = [(turn["role"], turn["content"]) for turn in turns]
     while len(before) > 1 and sum(len(content) for _, content in before) > limit:
         del before[1 if before[0][0] == "system" and len(before) > 2 else 0]
-    return (tuple(before), _completion(last[1], where, limit)), 0
+    completion = _completion(last[1], where, limit)
+    return (tuple(before), completion, completion == last[1]), 0
 
 
 def _prompted(row: Mapping[str, Any], where: str, limit: int) -> tuple[tuple[Prompt, str], int]:

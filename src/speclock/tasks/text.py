@@ -65,10 +65,19 @@ class TextClassification(Task):
             pairs = isinstance(new[0], tuple)
             # A tuple is a pair of texts to us, but a list of words to some tokenizers: spell it out.
             columns = [list(column) for column in zip(*new, strict=True)] if pairs else [new]
+            if pairs and _puts_nothing_between(tokenizer):
+                # In front of the second text, whose beginning is never cut.
+                columns[1] = [f"\n{text}" for text in columns[1]]
             encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
             for i, text in enumerate(new):
                 known[text] = {name: values[i] for name, values in encoded.items()}
         return [known[text] for text in inputs]
+
+
+def _puts_nothing_between(tokenizer: Any) -> bool:
+    """Whether the tokenizer glues two texts together, as a decoder's may: no model tells where the second begins."""
+    alone, pair = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+    return bool(pair <= alone)
 
 
 def _pad(rows: list[list[int]], name: str, tokenizer: Any) -> Int[Tensor, "b t"]:
