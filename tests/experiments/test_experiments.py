@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ from speclock.cli import main
 from speclock.curvature import gradient_descent_steps, nesterov_steps
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
-from speclock.experiments.base import SCALES, reproduce, row
+from speclock.experiments.base import SCALES, Row, reproduce, row
 from speclock.experiments.claims import name_of
 from speclock.experiments.figure2 import ARCHITECTURES, Figure2
+from speclock.experiments.locking import Locking
 from speclock.experiments.page import page
 from speclock.experiments.prediction import RATE, SLOWDOWN, calibrations_in
 from speclock.experiments.table1_image import Table1Image
-from speclock.experiments.table1_text import Table1Text
+from speclock.experiments.table1_text import SMOKE, Table1Text, encoder
 from speclock.forecast.slowdown import Calibration
 
 SLOW = {"figure3", "prediction", "table1-image", "table1-text", "table2", "table3"}
@@ -109,6 +111,36 @@ def test_a_killed_experiment_goes_on(
     assert [*done, *again] == list(ARCHITECTURES)
     whole = reproduce("figure2", "smoke", tmp_path / "whole")
     assert resumed["rows"] == whole["rows"]
+
+
+def test_of_several_models_the_record_is_there_with_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Table1Text(models=(encoder("", **SMOKE), replace(encoder("", **SMOKE), model="minilm")))
+    monkeypatch.setattr(Table1Text, "at", classmethod(lambda cls, scale: two))
+    utilities = [
+        {"block": "utility", "target": target, "lock": lock, "measured": 0.9, "paper": None, "column": None}
+        for target, lock in (("base", ""), ("locked", "specdef"))
+    ]
+    killed = True
+
+    def rows_of(part: Locking, kept: Path, jobs: int = 1) -> list[Row]:
+        if killed and part.model == "minilm":
+            raise KeyboardInterrupt
+        return [{"model": part.model, "instead": None, **found} for found in utilities]
+
+    monkeypatch.setattr(Table1Text, "rows_of", staticmethod(rows_of))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("table1-text", "smoke", tmp_path)
+    half = json.loads((tmp_path / "table1-text.json").read_text())
+    assert half["unfinished"] == ["minilm"]
+    text = page({"table1-text": half}, tmp_path, tmp_path / "results.md")
+    assert "**Not finished: minilm.**" in text
+    assert "bert-l2-h64: " in text
+    killed = False
+    whole = reproduce("table1-text", "smoke", tmp_path, resume=True)
+    assert whole["unfinished"] == []
+    assert len(whole["rows"]) == 4
 
 
 def test_gradient_descent_takes_what_its_theory_says_at_most(made: Path) -> None:

@@ -43,8 +43,8 @@ def command(
 ) -> None:
     """Run experiment NAME (speclock ls experiments), or all of them, and write its record and figure.
 
-    `all` makes the records that are missing from --out, whatever the scale of those that are there, and a page that
-    says which of the paper's claims hold.
+    `all` makes the records that are missing from --out or not finished, whatever the scale of those that are there,
+    and a page that says which of the paper's claims hold.
 
     Example: speclock reproduce figure1 --scale paper --out results/figures
     """
@@ -62,7 +62,9 @@ def command(
         there = out / f"{each}.json"
         if name == "all" and there.exists():
             record = json.loads(there.read_text(encoding="utf-8"))
-            if made_otherwise(record):
+            if record.get("unfinished") and not present:
+                record = reproduce(each, scale, out, resume=True, jobs=jobs)
+            elif made_otherwise(record):
                 click.echo(
                     f"{there} was made with other settings or rules; delete it to have it made again.",
                     err=True,

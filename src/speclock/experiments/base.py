@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -71,6 +71,14 @@ class Experiment(ABC):
         """Run it, the audits in ``jobs`` processes. What takes minutes is kept in ``kept``, from which a killed run
         goes on."""
 
+    def growing(self, kept: Path, jobs: int = 1) -> Iterator[list[Row]]:
+        """The rows so far, whenever a part that can stand by itself is finished; all of them in the end."""
+        yield self.rows(kept, jobs)
+
+    def unfinished(self, rows: list[Row]) -> list[str]:
+        """The parts that rows have not yet, by name."""
+        return []
+
     @abstractmethod
     def draw(self, rows: list[Row]) -> Figure:
         """The figure, from the rows alone."""
@@ -87,7 +95,8 @@ class Experiment(ABC):
 def reproduce(name: str, scale: str, out: Path, *, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
     """Run an experiment and leave ``NAME.json``, ``NAME.svg`` and ``NAME.png`` in ``out``; returns the record.
 
-    ``jobs`` processes share what audits there are in it.
+    Of several models they are there as soon as one is finished, and the record says which are not; with ``resume`` such
+    a run goes on. ``jobs`` processes share what audits there are in it.
 
     Raises :class:`InputError` where ``out`` holds the record of another run.
     """
@@ -108,28 +117,35 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False, jobs: i
                 f"{target} is the record of {'another' if resume else 'an earlier'} run. "
                 f"Choose another --out, or delete it."
             )
-        return record
+        if not record.get("unfinished"):
+            return record
     out.mkdir(parents=True, exist_ok=True)
     # One row is not made of halves that other rules made.
     made_by = {**request, "torch": environment()["torch"]}
     with Workspace(out / name, made_by, record=target.name, resume=resume) as work:
-        with Meter() as meter:
-            rows = experiment.rows(work.folder, jobs)
-        record = {
-            "format": "speclock-experiment/1",
-            **request,
-            "title": experiment.title,
-            "rows": rows,
-            "seconds": meter.seconds,
-            "resumed": work.resumed,  # then the seconds are those of its end
-            "peak_memory_mb": meter.peak_memory_mb,
-            "environment": environment(),
-        }
-        save_figure(experiment, rows, out)
-        for file, content in experiment.beside(rows).items():
-            write_text(out / file, content)
-        # Last: where it lies, everything does.
-        write_text(target, json.dumps(record, indent=1))
+        growing, seconds, peak = experiment.growing(work.folder, jobs), 0.0, 0.0
+        while True:
+            with Meter() as meter:
+                rows = next(growing, None)
+            if rows is None:
+                break
+            seconds, peak = seconds + meter.seconds, max(peak, meter.peak_memory_mb)
+            record = {
+                "format": "speclock-experiment/1",
+                **request,
+                "title": experiment.title,
+                "rows": rows,
+                "unfinished": experiment.unfinished(rows),
+                "seconds": round(seconds, 2),
+                "resumed": work.resumed,  # then the seconds are those of its end
+                "peak_memory_mb": peak,
+                "environment": environment(),
+            }
+            save_figure(experiment, rows, out)
+            for file, content in experiment.beside(rows).items():
+                write_text(out / file, content)
+            # Last: where it lies, everything does.
+            write_text(target, json.dumps(record, indent=1))
     work.close()
     return record
 

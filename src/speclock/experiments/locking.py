@@ -244,7 +244,18 @@ class SeveralModels(Experiment):
     rules: ClassVar[int | None] = RULES
 
     def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
-        return [row for part in self.models for row in self.rows_of(part, kept / part.model, jobs)]
+        *_, rows = self.growing(kept, jobs)
+        return rows
+
+    def growing(self, kept: Path, jobs: int = 1) -> Iterator[list[Row]]:
+        rows: list[Row] = []
+        for part in self.models:
+            rows = [*rows, *self.rows_of(part, kept / part.model, jobs)]
+            yield rows
+
+    def unfinished(self, rows: list[Row]) -> list[str]:
+        there = {row["model"] for row in rows}
+        return [part.model for part in self.models if part.model not in there]
 
     @staticmethod
     def rows_of(part: Locking, kept: Path, jobs: int = 1) -> list[Row]:
@@ -258,20 +269,26 @@ class SeveralModels(Experiment):
         rows: list[Row] = once(kept / "rows.json", made)
         return rows
 
+    def _there(self, rows: list[Row]) -> list[Locking]:
+        """The models that have rows."""
+        missing = self.unfinished(rows)
+        return [part for part in self.models if part.model not in missing]
+
     def claims(self, rows: list[Row]) -> list[Claim]:
         return [
             replace(claim, claim=f"{part.model}: {claim.claim}")
-            for part in self.models
+            for part in self._there(rows)
             for claim in part.claims([found for found in rows if found["model"] == part.model])
         ]
 
     def draw(self, rows: list[Row]) -> Figure:
         from matplotlib.figure import Figure as Canvas
 
-        widest = max(len(part.others) for part in self.models)
-        figure = Canvas(figsize=(2.6 * widest + 1.4, 3.6 * len(self.models)), layout="constrained")
-        parts = figure.subfigures(len(self.models), squeeze=False)[:, 0]
-        for part, place in zip(self.models, parts, strict=True):
+        models = self._there(rows)
+        widest = max(len(part.others) for part in models)
+        figure = Canvas(figsize=(2.6 * widest + 1.4, 3.6 * len(models)), layout="constrained")
+        parts = figure.subfigures(len(models), squeeze=False)[:, 0]
+        for part, place in zip(models, parts, strict=True):
             part.draw_in(place, [found for found in rows if found["model"] == part.model])
             place.suptitle(part.model, fontsize=10)
         return figure

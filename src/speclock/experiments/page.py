@@ -42,6 +42,8 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
                 else ""
             )
         )
+        if unfinished := record.get("unfinished"):
+            parts.append(f"**Not finished: {', '.join(unfinished)}.**")
         if experiment.departures:
             parts.append(f"Ours: {'; '.join(experiment.departures)}.")
         if unlike := list(_unlike_the_papers(record)):
