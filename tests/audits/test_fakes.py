@@ -299,7 +299,7 @@ def test_a_card_of_undo_whose_teaching_is_made_shorter(
         }
         folders = {"repeated": tmp_path / str(steps)}
         folders["repeated"].mkdir()
-        return Targets(**made, with_student=False, repeat=True, folders=folders)._unlike()
+        return Targets(**made, with_control=True, with_student=False, repeat=True, folders=folders)._unlike()
 
     assert unlike(120) is None
     assert "keeps a utility" in (unlike(1) or "")

@@ -83,6 +83,8 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
     place = f"trial-{hashlib.sha256(best.lock.encode()).hexdigest()[:16]}"
     record = json.loads((tmp_path / "b" / place / "audit.json").read_text())
     assert card["fingerprint"] == record["locked"]["fingerprint"], "the chosen lock is kept as it was audited"
+    assert not {"control", "repeated"} & {run["target"] for run in record["runs"]}
+    assert not list((tmp_path / "b" / place / "runs").glob("control*")), "no trial is explained"
 
 
 def test_a_lock_that_does_not_fit_ends_no_search(

@@ -57,6 +57,7 @@ def audit(
     public: Model | None = None,
     siblings: tuple[Model, ...] = (),
     student: bool | None = None,
+    control: bool = True,
     repeat: bool = True,
     folder: Path | None = None,
     shared: Path | None = None,
@@ -74,8 +75,9 @@ def audit(
     ``locked`` with its lock card (:class:`Locked`) lets the control be trained. ``public`` is a public model that
     the attacker knows the locked one to be made from, ``siblings`` are other releases of the same base; without
     them, attacks that need them are left out. ``student`` asks for the student of the base's answers, which the
-    standard suite has anyway. ``repeat=False`` leaves out that the card's lock is made once more, to see whether it
-    leads to the file: for who has just made it. With ``folder``, finished runs are kept there, and a killed audit
+    standard suite has anyway. ``control=False`` leaves the control out, which explains a verdict and does not change
+    it, and ``repeat=False`` that the card's lock is made once more, to see whether it leads to the file: for who has
+    just made it. With ``folder``, finished runs are kept there, and a killed audit
     goes on from them to the same summary; runs on the base go to ``shared`` where that is given, for audits of
     other locks of the same base, and those of the floor to ``floors``, for all audits on the same data.
 
@@ -112,6 +114,7 @@ def audit(
             retain=retain,
             stages=claimed.stages,
             with_student=chosen.student if student is None else student,
+            with_control=control,
             repeat=repeat,
             folders=_folders(kept, shared or kept, floors or kept),
         )

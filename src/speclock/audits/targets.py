@@ -43,6 +43,7 @@ class Targets:
     retain: Task
     stages: tuple[Stage, ...]
     """What the lock card says was done, from which the control is trained; nothing where there is no card."""
+    with_control: bool
     with_student: bool
     repeat: bool
     """Whether the card's lock is made once more, and compared with the file."""
@@ -64,7 +65,7 @@ class Targets:
 
     def trained(self) -> list[str]:
         """The targets that must be trained before they are attacked."""
-        return ["control"] * bool(self.stages) + ["student"] * self.with_student
+        return ["control"] * bool(self.stages and self.with_control) + ["student"] * self.with_student
 
     def model(self, name: str, seed: int) -> Model:
         """The model of that name."""

@@ -245,6 +245,9 @@ def _tried(
         attack=proxy,
         folder=place,
         shared=folder,
+        # Chosen by what is left; each would take as long as the lock.
+        control=False,
+        repeat=False,
         **asked,
     )
     write_text(place / "audit.json", record.to_json())
