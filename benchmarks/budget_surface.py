@@ -24,6 +24,7 @@ from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
 from speclock.audits.suite import Suite, around
 from speclock.environment import environment
+from speclock.numbers import ratio
 from speclock.report.plots import RC
 from speclock.workspace import write_text
 
@@ -124,7 +125,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     up = sorted({row["examples"] for row in rows})
     with plt.style.context(["default", RC]):
         figure, axes = plt.subplots(
-            1, len(locks), figsize=(4.2 * len(locks), 3.4), squeeze=False, sharey=True
+            1, len(locks), figsize=(4.6 * len(locks), 3.8), squeeze=False, sharey=True
         )
         for plot, lock in zip(axes[0], locks, strict=True):
             found = {(row["examples"], row["steps"]): row for row in rows if row["lock"] == lock}
@@ -134,11 +135,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             for y, n in enumerate(up):
                 for x, s in enumerate(across):
                     value, row = grid[y][x], found[n, s]
-                    text = "no worth" if value is None else f"{value:.2f}"
-                    beneath = f"{row['locked']:.0%} of {row['base']:.0%}, floor {row['floor']:.0%}"
+                    text = "no worth" if value is None else ratio(value)
+                    beneath = f"{row['locked']:.0%} (base {row['base']:.0%},\nfloor {row['floor']:.0%})"
                     shade = "white" if value is not None and value > 0.6 else "black"
-                    plot.text(x, y, f"{text}\n", ha="center", va="center", color=shade, weight="bold")
-                    plot.text(x, y, f"\n{beneath}", ha="center", va="center", color=shade, fontsize=7.5)
+                    plot.text(x, y + 0.2, text, ha="center", va="center", color=shade, weight="bold")
+                    plot.text(x, y - 0.15, beneath, ha="center", va="center", color=shade, fontsize=7.5)
             plot.set_xticks(range(len(across)), [str(s) for s in across])
             plot.set_yticks(range(len(up)), [str(n) for n in up])
             plot.set_xlabel("optimizer steps")
