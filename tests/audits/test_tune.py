@@ -84,6 +84,9 @@ def test_a_killed_search_goes_on_and_audits_nothing_twice(
     record = json.loads((tmp_path / "b" / place / "audit.json").read_text())
     assert card["fingerprint"] == record["locked"]["fingerprint"], "the chosen lock is kept as it was audited"
     assert not {"control", "repeated"} & {run["target"] for run in record["runs"]}
+    assert {"name": "no_control", "why": "none was asked for"}.items() <= next(
+        flag for flag in record["flags"] if flag["name"] == "no_control"
+    ).items()
     assert not list((tmp_path / "b" / place / "runs").glob("control*")), "no trial is explained"
 
 

@@ -185,7 +185,7 @@ def audit(
                 work.go_on(hands, times=2)
                 record.summary = summary()
         record.base["student"] = targets.report("student")
-        record.locked["no_control"] = targets.problem("control")
+        record.locked["no_control"] = targets.problem("control") if control else "none was asked for"
         repeated = targets.report("repeated")
         # A training that cannot be carried out does not lead to the file either.
         record.locked["card_not_repeated"] = repeated.get("not_repeated") or repeated.get("problem")

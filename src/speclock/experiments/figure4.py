@@ -63,6 +63,7 @@ class Figure4(Table1Image):
             "others": _cifar10("@6000/1000"),
             "epochs": 2,
             "trials": 14,
+            "our_controls": True,
             "lock_seeds": 3,
         },
         "paper": {},

@@ -135,6 +135,8 @@ class Locking(Experiment):
     """Settings that are tried first, after the printed ones."""
     tuned_from: tuple[str, ...] = ()
     """The paper's lock with what is not searched of its settings, once for each optimizer."""
+    our_controls: bool = True
+    """Whether our locks have a control too; each takes as long as its lock, and as many attacks."""
     lock_seeds: int = 1
     """How many times the paper's lock is made, each under a seed of its own. Printed attacks meet them in turn; an
     audit is of the first."""
@@ -604,6 +606,7 @@ class _Place:
             shared=self.kept,
             floors=self.kept,
             public=None if task.in_place else self.public,
+            control=number == 0 or self.of.our_controls,
         )
         targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
         yield from searched_rows(

@@ -86,7 +86,17 @@ def _unlike_the_papers(record: Mapping[str, Any]) -> Iterator[str]:
 
 _SHORTER = (
     *("retain", "others", "training", "unlearning", "epochs", "max_length", "task", "seeds"),
-    *("lock", "lock_seeds", "our_locks", "informed", "finalists", "from_scratch", "proxy", "trials"),
+    *(
+        "lock",
+        "lock_seeds",
+        "our_locks",
+        "our_controls",
+        "informed",
+        "finalists",
+        "from_scratch",
+        "proxy",
+        "trials",
+    ),
 )
 """Settings of data, length and search: a smaller scale has less of them."""
 

@@ -87,6 +87,7 @@ class Table1Image(Locking):
             "proxy": "fashion-mnist@6000/1000",
             # Minutes each on two cores; Figure 4's network has its own.
             "trials": 0,
+            "our_controls": False,
             "lock_seeds": 1,
         },
         "paper": {},
