@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from speclock.audits.flags import FLAGS, raised
-from speclock.audits.metrics import families, pick, summarise, uplift, verdict
+from speclock.audits.metrics import at_target, families, pick, summarise, uplift, verdict
 from speclock.audits.record import FORMAT, Record, RunRecord, read
 from speclock.errors import InputError
 from speclock.numbers import short
@@ -204,6 +204,19 @@ def test_a_sound_audit_raises_no_flag_and_adds_up() -> None:
     assert "held back part of what the attacker wanted within 40 steps" in made.verdict
     assert "40.0% that the attacker has anyway (classical)" in made.verdict
     assert "leaves the attacker 40% of what the weights are worth" in made.verdict
+
+
+def test_a_single_run_that_breaks_a_lock_is_in_its_verdict() -> None:
+    """The mean of three seeds withstands, and the search's own seed came to nearly all of the worth."""
+    weak = [0.25, 0.25, 0.3, 0.4, 0.41, 0.42, 0.42]
+    lucky = tried("locked", 0.84, attack="clip")
+    said = record(without("locked", *attacked("locked", weak), *lucky))
+    assert "withstood 40 steps of every attack tried" in said.verdict
+    assert "though a single run of clip came to 84.0% on the validation split" in said.verdict
+    assert at_target(said) is None
+    assert "single run" not in record(without("locked", *attacked("locked", weak))).verdict
+    there = record(without("locked", *attacked("locked", weak), *tried("locked", 0.88, attack="clip")))
+    assert at_target(there) is not None
 
 
 def test_a_part_of_a_composition_that_did_nothing_is_named() -> None:
@@ -487,6 +500,7 @@ PLANTED: dict[str, Record] = {
         without("locked", *attacked("locked", LOCKED)[1:2], *attacked("locked", LOCKED)[3:]),
         suite={**record([]).suite, "listed": ["adamw"]},
     ),
+    "public_base_unnamed": record(sound(), base={"fingerprint": "B", "identity": {"tokenizer": "T"}}),
     "inert_attack_wins": record(
         [*sound(), *tried("base", 0.3, attack="fuse"), *attacked("locked", [0.7] * 7, attack="fuse")]
     ),

@@ -287,6 +287,7 @@ def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:
         folder.mkdir()
         (folder / "config.json").write_text((base / "config.json").read_text())
     (truncated / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:5000])
+    shutil.copytree(base, tmp / "copy")
     weights = load_file(base / "model.safetensors")
     weights["mlp.2.weight"][0, 0] = float("nan")
     save_file(weights, nan / "model.safetensors")
@@ -310,9 +311,13 @@ def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:
         "unknown wrapper": (["attack", base, "--task", "mnist+poisn=7", "--out", tmp / "out"], "Did you mean 'poison'"),
         "unknown optimizer": ([*lock, "mnist", "--optimizer", "adamm"], "Did you mean 'adam'"),
         "unknown suite": (
-            ["audit", base, "--base", base, "--retain-task", "mnist", "--attack-task", "mnist", "--suite", "quik",
+            ["audit", base, "--base", tmp / "copy", "--retain-task", "mnist", "--attack-task", "mnist", "--suite", "quik",
              "--out", tmp / "out"],
             "Did you mean 'quick'",
+        ),
+        "its own base": (
+            ["audit", base, "--base", base, "--retain-task", "mnist", "--attack-task", "mnist", "--out", tmp / "out"],
+            "is the LOCKED folder itself",
         ),
         "unknown option": ([*lock, "mnist", "--alhpa", "1"], "--alpha"),
         "misspelt column": ([*lock, tmp / "rows.jsonl"], 'line 1 has no "label"'),

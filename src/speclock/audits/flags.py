@@ -6,6 +6,7 @@ next, so that the docs and the report say the same.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -26,6 +27,9 @@ from speclock.numbers import percent
 from speclock.tasks.base import LEAST_VISIBLE, NOTABLE
 
 Raises = Callable[[Record], str | None]
+
+NO_TOKENIZER = hashlib.sha256(b"null").hexdigest()
+"""What an identity has for the tokenizer of a model that has none (:mod:`speclock.models.fingerprints`)."""
 
 
 def _notable(task: dict[str, Any]) -> float:
@@ -290,7 +294,7 @@ def forgetting(record: Record) -> str | None:
         return None
     if base - control >= 0.5 * (base - locked):
         return (
-            f"the control, trained alike with no spectral term, already falls from {base:.1%} to {control:.1%}; "
+            f"the control, trained alike without what makes it a lock, already falls from {base:.1%} to {control:.1%}; "
             f"the lock falls to {locked:.1%}"
         )
     return None
@@ -438,6 +442,14 @@ def small_test_split(record: Record) -> str | None:
     return None
 
 
+def public_base_unnamed(record: Record) -> str | None:
+    """Name it with --public-base, where there is one: who knows what a model was made from starts there."""
+    tokenizer = (record.base.get("identity") or {}).get("tokenizer")
+    if record.suite.get("public_base") is not None or tokenizer in (None, NO_TOKENIZER):
+        return None
+    return "the attacker is taken to know no public model that it was made from, as most models of texts are"
+
+
 def stand_in_data(record: Record) -> str | None:
     """Repeat with the data named here before comparing with published numbers."""
     named = []
@@ -481,6 +493,7 @@ FLAGS: tuple[Raises, ...] = (
     bad_seeds,
     few_seeds,
     small_test_split,
+    public_base_unnamed,
     stand_in_data,
 )
 
@@ -523,7 +536,10 @@ def _beaten(
     if all(on_base) and on_base[1].best - on_base[0].best > (other.best - usually) / 2:  # type: ignore[union-attr,operator]
         return None
     reached = "no score" if plain is None else f"{plain.best:.1%}"
-    return f"{usual} reached {reached} on the locked model, and {how} {other.family} {other.best:.1%}"
+    return (
+        f"in the search, whose seed is none of those that are quoted, {usual} reached {reached} on the locked model's "
+        f"validation split, and {how} {other.family} {other.best:.1%}"
+    )
 
 
 def _best(record: Record, target: str, which: Callable[[RunRecord], bool]) -> RunRecord | None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @reading_options
 @model_options
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary, verdict and flags as JSON.")
 @click.pass_context
 def command(
     ctx: click.Context, locked: tuple[Path, ...], out: Path, resume: bool, as_json: bool, **options: Any
@@ -70,6 +70,10 @@ def command(
     reading = reading_of(ctx, options)
     asked = _Asked(**options)
     names = _names(locked)
+    if any(Path(options["base"]).resolve() == path.resolve() for path in names.values()):
+        raise InputError(
+            f"--base {options['base']} is the LOCKED folder itself. Name the model before locking."
+        )
     retain, attack = asked.tasks(reading)
     before = load_model(asked.base, asked.device, asked.labels, kind=retain.kind)
     request = {
@@ -193,7 +197,12 @@ def _say(out: Path, alone: bool, as_json: bool) -> None:
     if alone:
         record = read(out)
         if as_json:
-            click.echo(json.dumps(record.summary, indent=1))
+            told = {
+                "verdict": record.verdict,
+                "flags": [{"name": flag.name, "why": flag.why} for flag in record.flags],
+                "budget": record.suite["budget"],
+            }
+            click.echo(json.dumps(record.summary | told, indent=1))
             return
         click.echo(record.verdict)
         for flag in record.flags:

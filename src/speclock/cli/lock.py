@@ -87,16 +87,23 @@ def command(
     if as_json:
         click.echo(json.dumps(card, indent=1))
         return
+    parts = card.get("parts", [card])
+    guarded = [
+        parts[0]["curve"][0][1],
+        {step: score for step, score, _ in parts[-1]["curve"]}[parts[-1]["chosen_step"]],
+    ]
+    allowed = parts[-1]["config"]["max_utility_drop"]
     click.echo(
-        f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%}; "
+        f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%} on the test split "
+        f"(validation, which is guarded to {100 * allowed:g} points: {guarded[0]:.1%} → {guarded[1]:.1%}); "
         + "; ".join(
             f"{part['lock']}: {part['unit']} {part['strength_base']:.3g} → {part['strength_locked']:.3g} "
             f"(state after step {part['chosen_step']} of {part['steps']})"
-            for part in card.get("parts", [card])
+            for part in parts
         )
         + "."
     )
-    for part in card.get("parts", [card]):
+    for part in parts:
         if part["chosen_step"] == 0:
             click.echo(
                 f"No stronger state of {part['lock']} kept its utility, so it did nothing: allow more "

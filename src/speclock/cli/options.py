@@ -56,29 +56,40 @@ def field_options(*classes: type, leave_out: Iterable[str] = ()) -> Callable[[F]
     A field that several classes share appears once. An option that is not given is absent from the
     command's keyword arguments (see :func:`given`), so that no default is written twice.
     """
-    fields: dict[str, tuple[dataclasses.Field[Any], Any, str, list[str]]] = {}
+    fields: dict[str, list[tuple[type, dataclasses.Field[Any]]]] = {}
     for cls in classes:
-        hints, docs = typing.get_type_hints(cls), field_docs(cls)
         for field in dataclasses.fields(cls):
-            if field.name in leave_out:
-                continue
-            known = fields.setdefault(field.name, (field, hints[field.name], docs.get(field.name, ""), []))
-            known[3].append(f"{_show(field.default)}" + (f" ({cls.name})" if len(classes) > 1 else ""))  # type: ignore[attr-defined]
+            if field.name not in leave_out:
+                fields.setdefault(field.name, []).append((cls, field))
 
     def decorate(function: F) -> F:
-        for name, (_, hint, doc, defaults) in reversed(fields.items()):
-            texts = list(dict.fromkeys(text.split(" (")[0] for text in defaults))
-            default = texts[0] if len(texts) == 1 else ", ".join(defaults)
+        for name, owners in reversed(fields.items()):
+            cls, _ = owners[0]
             function = click.option(
                 f"--{name.replace('_', '-')}",
                 name,
                 default=None,
-                help=f"{doc}  [default: {default}]",
-                **_click_type(hint),
+                help=_help_of(name, owners, alone=len(classes) == 1),
+                **_click_type(typing.get_type_hints(cls)[name]),
             )(function)
         return function
 
     return decorate
+
+
+def _help_of(name: str, owners: list[tuple[type, dataclasses.Field[Any]]], *, alone: bool) -> str:
+    """What an option is and its default; of one or two of several classes, whose it is."""
+    docs = list(dict.fromkeys(field_docs(cls).get(name, "") for cls, _ in owners))
+    defaults = [_show(field.default) for _, field in owners]
+    names = [cls.name for cls, _ in owners] if not alone else []  # type: ignore[attr-defined]
+    default = defaults[0]
+    if len(set(defaults)) > 1:
+        default = ", ".join(f"{value} ({owner})" for value, owner in zip(defaults, names, strict=True))
+    said = docs[0]
+    if 0 < len(names) <= 2:
+        pairs = zip([", ".join(names)] if len(docs) == 1 else names, docs, strict=True)
+        said = " ".join(f"{owner}: {doc}" for owner, doc in pairs)
+    return f"{said}  [default: {default}]"
 
 
 def _click_type(hint: Any) -> dict[str, Any]:
@@ -93,9 +104,7 @@ def _click_type(hint: Any) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    return (
-        "none" if value is None or value == () else f"{value:g}" if isinstance(value, float) else str(value)
-    )
+    return "none" if value in (None, (), "") else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def given(ctx: click.Context, cls: type, values: Mapping[str, Any], chosen: str) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from speclock.registry import unknown
 @click.command("reproduce")
 @click.argument("name")
 @click.option(
-    "--scale", default="small", show_default=True, help="smoke (seconds), small (minutes) or paper."
+    "--scale",
+    default="small",
+    show_default=True,
+    help="smoke (a minute), small (minutes to hours on two cores) or paper.",
 )
 @click.option("--out", required=True, type=OUT, help="Folder for NAME.json, NAME.svg and NAME.png.")
 @click.option(

@@ -11,6 +11,9 @@ import click
 from speclock.cli.options import OUT, TASK_HELP, field_options, given, reading_of, reading_options
 from speclock.recipe import TrainingRecipe
 
+_FEW = 12
+"""Labels that are said: what a prefix stood for is among them."""
+
 
 @click.command("train")
 @click.argument("model")
@@ -57,5 +60,7 @@ def command(
     learned_task = record["task"]
     click.echo(
         f"{out}: {learned_task['name']} {learned_task['metric']} {record['score']:.1%} after {record['steps']} steps "
-        f"(chance {learned_task['chance']:.1%}, {learned_task['test']} test examples)."
+        f"(chance {learned_task['chance']:.1%}, {learned_task['test']} test examples"
+        + (f" of {', '.join(labels)}" if 0 < len(labels := learned_task["labels"]) <= _FEW else "")
+        + ")."
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from speclock.experiments.claims import Claim
 
 SCALES = ("smoke", "small", "paper")
-"""Seconds, minutes, and what the paper ran."""
+"""A minute, minutes to hours on two cores, and what the paper ran."""
 
 Row = dict[str, Any]
 

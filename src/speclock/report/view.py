@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from speclock import numbers
+from speclock.audits.metrics import at_target
 from speclock.audits.record import FLOOR, Record, RunRecord
 from speclock.numbers import finite
 from speclock.report import plots
@@ -31,6 +32,7 @@ def view(record: Record) -> dict[str, Any]:
         "floor_words": floor_words(record) if finite(summary.get("floor")) is not None else "",
         "utility_change": _utility_change(summary),
         "slowdown": _slowdown(summary),
+        "at_target": at_target(record),
         "lost": _lost(runs),
         "tasks": _tasks(record),
         "models": _models(record),
