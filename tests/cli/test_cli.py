@@ -311,8 +311,8 @@ def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:
         "unknown wrapper": (["attack", base, "--task", "mnist+poisn=7", "--out", tmp / "out"], "Did you mean 'poison'"),
         "unknown optimizer": ([*lock, "mnist", "--optimizer", "adamm"], "Did you mean 'adam'"),
         "unknown suite": (
-            ["audit", base, "--base", tmp / "copy", "--retain-task", "mnist", "--attack-task", "mnist", "--suite", "quik",
-             "--out", tmp / "out"],
+            ["audit", base, "--base", tmp / "copy", "--retain-task", "mnist", "--attack-task", "mnist",
+             "--suite", "quik", "--out", tmp / "out"],
             "Did you mean 'quick'",
         ),
         "its own base": (

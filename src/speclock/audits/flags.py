@@ -138,7 +138,7 @@ def edge_of_grid(record: Record) -> str | None:
             continue
         edge = "only" if len(rates) == 1 else "lowest" if lr == min(rates) else "highest"
         # While nothing has visibly learnt, the search goes only so far beyond the rates that it was given.
-        goes_on = family not in record.suite["listed"] and best.validation > learnt(record, target)
+        goes_on = family not in (record.suite["listed"] or ()) and best.validation > learnt(record, target)
         inside = goes_on and LOWEST < lr < HIGHEST
         if not inside and lr in (min(rates), max(rates)):
             return f"the strongest attack on the {target} model, {best.runs[0].title}, is at the {edge} rate tried"

@@ -510,7 +510,8 @@ def _price(record: Record) -> str:
     shifted = {
         kind: row["score_base"] - row["score_locked"]
         for kind, row in record.cost.items()
-        if kind != "test split" and row["interval_change"][1] < 0
+        # Audits of before say no interval.
+        if kind != "test split" and row.get("interval_change", (0, 0))[1] < 0
     }
     worst = max(shifted, key=lambda kind: shifted[kind], default=None)
     if worst is None or shifted[worst] <= max(lost, 0.0005):

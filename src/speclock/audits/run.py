@@ -189,10 +189,16 @@ def audit(
         repeated = targets.report("repeated")
         # A training that cannot be carried out does not lead to the file either.
         record.locked["card_not_repeated"] = repeated.get("not_repeated") or repeated.get("problem")
+    judged(record)
+    record.seconds = round(time.perf_counter() - start, 1)
+    return record
+
+
+def judged(record: Record) -> Record:
+    """The record with families, flags and verdict as they follow from its summary and runs, in place."""
     record.families = families(record)
     record.flags = raised(record)
     record.verdict = verdict(record)
-    record.seconds = round(time.perf_counter() - start, 1)
     return record
 
 
