@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test gpu bench records records-standard records-locks records-pairs records-draws \
-    records-noise records-surface records-tune records-text records-paper clean
+    records-noise records-composition records-surface records-tune records-text records-paper clean
 
 install: $(VENV)/.installed
 
@@ -127,6 +127,13 @@ records-noise: records-locks
 	# It must find nothing, and says so with exit status 2.
 	$(BIN)/speclock attack out/locks/undo --attack subtract-noise $(NOISE) --out results/noise/secret 2>&1 | \
 	    tee results/noise/secret.txt; grep -q 'no weight matrix holds the noise' results/noise/secret.txt
+
+# What does SpecDef add on top of one and the same `undo`? Noise of a known seed is the same in both.
+records-composition: records-noise
+	$(BIN)/speclock lock out/demo/base $(LOCK) --out out/locks/insecure+specdef \
+	    --lock undo:insecure_noise_seed=0+specdef:alpha=0.05,top_k=8,lr=2e-4,steps=80
+	$(BIN)/speclock audit out/locks/insecure out/locks/insecure+specdef --base out/demo/base --retain-task $(TOPICS) \
+	    --attack-task $(OTHERS) $(TEXT) --out results/composition
 
 # Where does `undo` stop mattering? 32, 128 and 320 posts and 1, 4 and 16 times the steps, under one seed: two hours.
 records-surface: records-locks

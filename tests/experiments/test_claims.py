@@ -247,9 +247,8 @@ def test_a_search_over_settings_is_told() -> None:
     }
     row |= {"strongest_attack": "clip at lr 1e-3", "max_utility_drop": 0.01, "base": 0.8, "worth": 0.3}
     (told,) = tuning([row])
-    assert told.searched.startswith(
-        "specdef:alpha=0.1 leaves 40.0% there, by clip at lr 1e-3 (the base 80.0%, no weights 50.0%; 12 settings tried"
-    )
+    said = "specdef:alpha=0.1 leaves 40.0% of its validation split, by clip at lr 1e-3"
+    assert told.searched.startswith(f"{said} (the base 80.0%, no weights 50.0%; 12 settings tried")
     (weak,) = tuning([row | {"measured": 0.75}])
     assert weak.searched.startswith("none locks: specdef:alpha=0.1 leaves 75.0%")
     (none,) = tuning([row | {"lock": ""}])

@@ -93,7 +93,8 @@ def tuning(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         tried = f"{r['trials']} settings tried on {r['task']}, the printed ones first"
         if r["lock"]:
             beside = f"the base {percent(r['base'])}, no weights {percent(r['base'] - r['worth'])}"
-            found = f"{r['lock']} leaves {percent(r['measured'])} there, by {r['strongest_attack']} ({beside}; {tried})"
+            left = f"{percent(r['measured'])} of its validation split"
+            found = f"{r['lock']} leaves {left}, by {r['strongest_attack']} ({beside}; {tried})"
             if r["measured"] > r["base"] - 2 * NEAR:
                 found = f"none locks: {found}"
         else:
