@@ -500,6 +500,7 @@ PLANTED: dict[str, Record] = {
         without("locked", *attacked("locked", LOCKED)[1:2], *attacked("locked", LOCKED)[3:]),
         suite={**record([]).suite, "listed": ["adamw"]},
     ),
+    "card_believed": record(sound(), locked={"card": CARD, "card_believed": True}),
     "public_base_unnamed": record(sound(), base={"fingerprint": "B", "identity": {"tokenizer": "T"}}),
     "inert_attack_wins": record(
         [*sound(), *tried("base", 0.3, attack="fuse"), *attacked("locked", [0.7] * 7, attack="fuse")]

@@ -377,6 +377,13 @@ def card_not_repeated(record: Record) -> str | None:
     return record.locked.get("card_not_repeated")
 
 
+def card_believed(record: Record) -> str | None:
+    """Audit without --own-lock where the file comes from somebody else."""
+    if record.locked.get("card_believed"):
+        return "the card's lock was not made once more, to see whether it leads to the file"
+    return None
+
+
 def recipe_differs(record: Record) -> str | None:
     """Ask why: the auditor used the base's recipe, so these settings of the locked folder were without effect, but for
     those of its own architecture, where that was attacked."""
@@ -485,6 +492,7 @@ FLAGS: tuple[Raises, ...] = (
     not_the_cards_task,
     insecure_noise,
     card_not_repeated,
+    card_believed,
     own_architecture,
     recipe_differs,
     sigma_unconverged,

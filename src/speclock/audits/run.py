@@ -189,6 +189,7 @@ def audit(
         repeated = targets.report("repeated")
         # A training that cannot be carried out does not lead to the file either.
         record.locked["card_not_repeated"] = repeated.get("not_repeated") or repeated.get("problem")
+        record.locked["card_believed"] = bool(claimed.stages) and not repeat
     judged(record)
     record.seconds = round(time.perf_counter() - start, 1)
     return record

@@ -45,6 +45,11 @@ if TYPE_CHECKING:
 @click.option(
     "--student", is_flag=True, help="Attack a student of the base's answers too; standard does anyway."
 )
+@click.option(
+    "--own-lock",
+    is_flag=True,
+    help="LOCKED was made here: its card is believed, and its lock not made once more.",
+)
 @click.option("--out", required=True, type=OUT, help="Folder for audit.json and report.html.")
 @reading_options
 @model_options
@@ -125,6 +130,7 @@ class _Asked:
     public_base: str | None
     siblings: tuple[str, ...]
     student: bool
+    own_lock: bool
     device: str | None
     labels: str | None
 
@@ -171,6 +177,7 @@ class _Asked:
                 load_model(sibling, self.device, self.labels, kind=retain.kind) for sibling in self.siblings
             ),
             student=self.student or None,
+            repeat=not self.own_lock,
             folder=place,
             # What the base gives is the same for every lock of it; what needs no base, for every audit on the data.
             shared=work.folder,

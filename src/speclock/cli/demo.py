@@ -32,7 +32,8 @@ STAGES = {
     ),
     "audit": (
         "Attacking both",
-        f"audit SPECDEF UNDO --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --jobs 2 --max-length 16",
+        f"audit SPECDEF UNDO --base BASE --retain-task {RETAIN} --attack-task {ATTACK} --jobs 2 --own-lock "
+        "--max-length 16",
     ),
 }
 """What is made, each a folder: what is said of it, and the command, in which capitals stand for the folders."""
