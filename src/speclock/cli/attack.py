@@ -94,7 +94,8 @@ def command(
         raise InputError(f"{option}: {attack_name} trains nothing, so it has no learning rate. Leave it out.")
     attacks = [cls(**fields, lr=lr) for lr in _numbers(rates)] or [cls(**fields)]
     if search and len(attacks) == 1:
-        attacks += [at(attacks[0], rate) for rate in (attacks[0].lr / 10, attacks[0].lr * 10)]
+        # Three digits: 3.2e-4 / 10 is 3.2e-5 to whoever reads the record.
+        attacks += [at(attacks[0], float(f"{rate:.3g}")) for rate in (attacks[0].lr / 10, attacks[0].lr * 10)]
     family = Family(tuple(attacks), searched=search)
     attacks[0].requires()
     asked = {
