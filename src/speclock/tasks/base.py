@@ -124,7 +124,7 @@ class Examples:
 
     inputs: Any
     labels: Int[np.ndarray, " n"]
-    groups: Int[np.ndarray, " n"] | None = None
+    groups: Int[np.ndarray, " n"] | None = field(default=None, repr=False)
     """Numbers of what must stand on one side of a split, near copies for one, where there are any."""
 
     def __len__(self) -> int:
