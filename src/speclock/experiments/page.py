@@ -17,11 +17,11 @@ _HEAD = """# The paper, claim by claim
 Written by `speclock reproduce all`, from the records beside the figures; verdicts follow from rules, and none is
 typed. *As printed* is the paper's own setting, but for what each part names as ours or as unlike it; *under the search*
 an audit with as many steps looks for each optimizer's best rate, repairs the spectrum first, and counts from the floor
-that an attacker has without the weights; what has no weights is trained for up to eight times as many steps. A score is
-the mean over seeds of the runs that did not diverge, with the lowest and the highest in brackets; lock by lock it is an
-audit's, a seed without a score at the floor, with its 95% interval. Intervals beside the paper's numbers are
-Student's. Where the base is worth no more than the floor, a claim is about
-trainability alone, and is judged by whether any training on the locked model works, a seed without a score at chance.
+that an attacker has without the weights (training from scratch may take eight times as many steps). A score is the mean
+over seeds of the runs that did not diverge, with the lowest and the highest in brackets; lock by lock it is an audit's,
+a seed without a score at the floor, with its 95% interval. Intervals beside the paper's numbers are Student's. Where the
+base is worth no more than the floor, a claim is about trainability alone, and is judged by whether any training on the
+locked model works, a seed without a score at chance.
 """
 
 
