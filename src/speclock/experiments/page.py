@@ -19,9 +19,9 @@ typed. *As printed* is the paper's own setting, but for what each part names as 
 an audit with as many steps looks for each optimizer's best rate, repairs the spectrum first, and counts from the floor
 that an attacker has without the weights (training from scratch may take eight times as many steps). A score is the mean
 over seeds of the runs that did not diverge, with the lowest and the highest in brackets; lock by lock it is an audit's,
-a seed without a score at the floor, with its 95% interval. Intervals beside the paper's numbers are Student's. Where the
-base is worth no more than the floor, a claim is about trainability alone, and is judged by whether any training on the
-locked model works, a seed without a score at chance.
+a seed without a score at the floor, with its 95% interval. Intervals beside the paper's numbers are Student's. Where
+the base is worth no more than the floor, a claim is about trainability alone, and is judged by whether any training on
+the locked model works, a seed without a score at chance.
 """
 
 

@@ -49,6 +49,8 @@ def view(record: Record) -> dict[str, Any]:
         "matrices": len(record.spectra),
         "statuses": Counter("stopped early" if run.pruned_at is not None else run.status for run in runs),
         "collapsed": any(run.status == "collapsed" for run in runs),
+        # Runs that an earlier process had finished are not in its seconds; few machines do eight at a time.
+        "in_parts": sum(run.seconds for run in runs) > 8 * record.seconds,
         "searches": sum(run.stage == "search" for run in runs),
         "finals": sum(run.stage == "final" for run in runs),
         "seeds": record.suite.get("seeds") or [],
