@@ -353,6 +353,7 @@ def test_a_lock_that_leaves_the_curvature_is_said_to() -> None:
         return next(curvature(rows)).printed.partition(":")[0]
 
     assert said([2.0], [9.0]) == HOLDS
+    assert said([2.0], [9.0, 8.0, 1.0]) == f"{PART}, on 2 of 3 samples", "three draws of a lock of one base"
     assert said([30.0], [30.0]) == FALLS
     assert said([30.0], [31.0]) == f"{PART}, by less than a tenth"
     assert said([900.0, 30.0, 40.0], [1000.0, 60.0, 80.0]) == HOLDS

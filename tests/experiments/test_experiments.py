@@ -16,10 +16,11 @@ from speclock.experiments import EXPERIMENTS
 from speclock.experiments.base import SCALES, Row, reproduce, row
 from speclock.experiments.claims import name_of
 from speclock.experiments.figure2 import ARCHITECTURES, Figure2
+from speclock.experiments.figure4 import Figure4
 from speclock.experiments.locking import Locking
-from speclock.experiments.page import page
+from speclock.experiments.page import _of_the_weights, page
 from speclock.experiments.prediction import RATE, SLOWDOWN, calibrations_in
-from speclock.experiments.table1_image import Table1Image
+from speclock.experiments.table1_image import LOCK, Table1Image
 from speclock.experiments.table1_text import SMOKE, Table1Text, encoder
 from speclock.forecast.slowdown import Calibration
 
@@ -220,6 +221,27 @@ def test_an_image_table_has_its_four_blocks(all_made: Path) -> None:
         assert r["floor_by"] in ("scratch", "classical")
         assert 0 <= r["floor"] <= 1
     assert {r["lock"] for r in rows if r["block"] == "curvature"} == {"", *Table1Image.at("smoke").all_locks}
+
+
+@pytest.mark.slow
+def test_what_was_tuned_and_several_draws_of_a_lock_have_their_rows(tmp_path: Path) -> None:
+    tuned = "specdef:retain=task,batch_size=32,optimizer=adam,steps=8,evaluations=2"
+    gentler = f"{LOCK.replace('alpha=0.5', 'alpha=0.9')},steps=6,evaluations=2"
+    asked = {
+        "trials": 3,
+        "tuned_first": (gentler,),
+        "tuned_from": (tuned,),
+        "proxy": "fashion-mnist@40/40/40",
+    }
+    experiment = replace(Figure4.at("smoke"), seeds=2, **asked)
+    rows = experiment.rows(tmp_path)
+    (search,) = [r for r in rows if r["block"] == "tuning"]
+    assert [trial["lock"] for trial in search["every"]][1] == gentler
+    assert {len(r["seeds"]) for r in rows if r["block"] == "utility" and r["lock"] == experiment.lock} == {2}
+    assert all(len(r["seeds"]) == 2 for r in rows if r["block"] == "curvature")
+    claims = experiment.claims(rows)
+    assert any(c.claim.startswith("Not in the paper: the strongest lock of its kind") for c in claims)
+    assert "Of the weights" in "".join(_of_the_weights(rows))
 
 
 @pytest.mark.slow

@@ -364,8 +364,10 @@ def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         if not of:
             continue
         before, after = of[0]["measured"], of[1]["measured"]
-        # Sample by sample: two of them differ by more than a lock makes.
-        grown = [b / a for a, b in zip(of[0]["seeds"], of[1]["seeds"], strict=True)]
+        # Sample by sample: two of them differ by more than a lock makes. Of one base there may be several locks.
+        base, locked = of[0]["seeds"], of[1]["seeds"]
+        base = base * len(locked) if len(base) == 1 else base
+        grown = [b / a for a, b in zip(base, locked, strict=True)]
         raised = sum(ratio > 1 for ratio in grown)
         if min(grown) > 1.1:
             verdict = HOLDS
@@ -374,7 +376,9 @@ def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         elif raised == len(grown):
             verdict = f"{PART}, by less than a tenth"
         else:
-            verdict = f"{PART}, on {raised} of {len(grown)} samples"
+            verdict = (
+                f"{PART}, on {raised} of {len(grown)} {'samples' if block == 'curvature' else 'draws of it'}"
+            )
         where = f" on {of[0]['task']}" if of[0].get("task") else ""
         where += (
             ", batch norms at their running statistics, as in no attack" if of[0].get("batch_norm") else ""

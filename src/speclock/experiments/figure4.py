@@ -56,6 +56,7 @@ class Figure4(Table1Image):
             "our_locks": (),
             "others": _cifar10("@40/40/40"),
             "attacks": (_SGD, ADAMW),
+            "lock_seeds": 2,
         },
         "small": {
             **Table1Image.scales["small"],
