@@ -156,15 +156,15 @@ records-tune: records-pairs
 	    --attack-task $(UNSEEN) --student $(IMAGES) --out results/resnet-unseen
 
 # A language model on a text of one's own: SmolLM2 keeps its own answers to general questions, and is to be kept from
-# Python's reference manual, of which the attacker has 64 passages.
+# Python's reference manual, of which the attacker has 32 passages.
 MANUAL := --retain-task out/text/answers.jsonl@600 --attack-task out/text/reference.txt@32/200/48 --max-length 64
 records-text: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[attacks,gguf]'
 	test -e out/text/answers.jsonl || $(BIN)/python benchmarks/own_text.py out/text
 	$(BIN)/speclock lock smollm2-135m-instruct --task out/text/answers.jsonl@600 --max-length 64 --steps 40 --batch-size 8 \
 	    --max-utility-drop 0.002 --evaluations 4 --seed 11 --resume --out out/text/locked
-	$(BIN)/speclock audit out/text/locked --base smollm2-135m-instruct $(MANUAL) --suite causal-lm --steps 16 --seeds 3 --jobs 2 --resume \
-	    --out results/own-text
+	$(BIN)/speclock audit out/text/locked --base smollm2-135m-instruct $(MANUAL) --suite causal-lm --steps 16 --seeds 3 \
+	    --jobs 2 --resume --out results/own-text
 
 # Figures 1 and 2 as the paper has them, some minutes; the calibration of speclock's forecasts, an hour and a half. Then
 # the tables and figures of its experiments at a small scale, hours each, and what they say of its claims.

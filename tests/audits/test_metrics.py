@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speclock.audits.flags import FLAGS, raised
+from speclock.audits.flags import FLAGS, NO_TOKENIZER, raised
 from speclock.audits.metrics import at_target, families, pick, summarise, uplift, verdict
 from speclock.audits.record import FORMAT, Record, RunRecord, read
 from speclock.errors import InputError
+from speclock.models import Model, identity
 from speclock.numbers import short
 
 CARD = {
@@ -204,6 +205,10 @@ def test_a_sound_audit_raises_no_flag_and_adds_up() -> None:
     assert "held back part of what the attacker wanted within 40 steps" in made.verdict
     assert "40.0% that the attacker has anyway (classical)" in made.verdict
     assert "leaves the attacker 40% of what the weights are worth" in made.verdict
+
+
+def test_what_an_identity_has_without_a_tokenizer_is_known(base: Model) -> None:
+    assert identity(base).tokenizer == NO_TOKENIZER
 
 
 def test_a_single_run_that_breaks_a_lock_is_in_its_verdict() -> None:

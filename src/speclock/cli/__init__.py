@@ -95,8 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry_point() -> None:
     """The `speclock` program."""
-    # Where in speclock's own code a warning was raised says nothing to who typed a command.
     # A scheduler's TERM is an interruption like Ctrl-C: what is finished is kept, and how to go on is said.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Where in speclock's own code a warning was raised says nothing to who typed a command.
     warnings.showwarning = lambda message, *_: click.echo(f"speclock: warning: {message}", err=True)
     sys.exit(main())

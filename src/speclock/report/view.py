@@ -49,8 +49,9 @@ def view(record: Record) -> dict[str, Any]:
         "matrices": len(record.spectra),
         "statuses": Counter("stopped early" if run.pruned_at is not None else run.status for run in runs),
         "collapsed": any(run.status == "collapsed" for run in runs),
-        # Runs that an earlier process had finished are not in its seconds; few machines do eight at a time.
-        "in_parts": sum(run.seconds for run in runs) > 8 * record.seconds,
+        # Runs that were there already are not in its seconds; no more go at a time than there are cores.
+        "some_kept": sum(run.seconds for run in runs)
+        > 1.2 * record.environment.get("cores", 1) * record.seconds,
         "searches": sum(run.stage == "search" for run in runs),
         "finals": sum(run.stage == "final" for run in runs),
         "seeds": record.suite.get("seeds") or [],
