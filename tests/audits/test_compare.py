@@ -122,8 +122,9 @@ def test_the_headline_names_the_lock_that_leaves_least_and_the_one_that_leaves_m
         "holds": audited(uplift=-0.02, utility_locked=0.943),
     }
     assert compare(locks, {}).headline == (
-        "holds leaves the attacker 0% (10% to 40%) of what the weights are worth, at −0.7 points of utility; "
-        "falls leaves the attacker 90% (10% to 40%) of what the weights are worth, at −1.0 points of utility."
+        "holds leaves the attacker 0% (10% to 40%) of the 40 points that the weights are worth, at −0.7 points of "
+        "utility, with 1 flag; falls leaves the attacker 90% (10% to 40%) of the 40 points that the weights are "
+        "worth, at −1.0 points of utility, with 1 flag."
     )
     nothing = {"lock": audited(uplift=None)}
     assert "leaves the attacker." in compare(nothing, {}).headline

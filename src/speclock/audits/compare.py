@@ -99,7 +99,8 @@ class Comparison:
     def headline(self) -> str:
         """The lock that leaves the attacker least and the one that leaves most, with what each costs.
 
-        Shares below nothing are nothing; 95% intervals where there are seeds for them.
+        Shares below nothing are nothing; 95% intervals where there are seeds for them, and how many flags say when
+        not to trust it.
         """
 
         def share(uplift: float | None) -> str:
@@ -112,7 +113,8 @@ class Comparison:
         said = [
             f"{row.name} leaves the attacker {share(row.uplift)}"
             + (f" ({' to '.join(map(share, row.uplift_interval))})" if row.uplift_interval else "")
-            + f" of what the weights are worth, at {points(row.utility_locked - row.utility_base)} of utility"
+            + f" of the {100 * (row.worth or 0.0):.0f} points that the weights are worth, at "
+            + f"{points(row.utility_locked - row.utility_base)} of utility, with {_counted(row.flags)}"
             for row in ends
         ]
         return "; ".join(said) + "."
@@ -162,6 +164,10 @@ _SHARED = {
     "against another base": lambda record: record.base["fingerprint"],
 }
 """What two audits must share, by what is said of one that does not."""
+
+
+def _counted(flags: list[str]) -> str:
+    return f"{len(flags)} {'flag' if len(flags) == 1 else 'flags'}" if flags else "no flag"
 
 
 def _strength(record: Record, card: Mapping[str, Any]) -> tuple[float | None, float | None]:
