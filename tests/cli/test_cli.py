@@ -115,6 +115,26 @@ def test_help_costs_no_torch_import() -> None:
     assert done.stdout.count("Example: speclock") >= len(COMMANDS), "every command's help has an example"
 
 
+def test_options_stand_under_those_whose_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lock", "--help"]) == 0
+    _, sections = capsys.readouterr().out.split("\n\nOptions:\n")
+    options: list[str] = []
+    found = {"Options": options}
+    for line in sections.splitlines():
+        if line and not line.startswith(" "):
+            options = found[line.rstrip(":")] = []
+        elif line.startswith("  -"):
+            options.append(line.split()[0])
+    assert {"--task", "--out", "--lock", "--resume"} <= set(found["Options"])
+    assert {"--lr", "--seed"} <= set(found["Training"])
+    assert {"--beta", "--bottleneck"} <= set(found["undo"])
+    assert found["specdef"] == ["--alpha"]
+    assert "--retain" in found["specdef, scheduled"]
+    assert list(found)[-1] == "Reading"
+    every = [option for options in found.values() for option in options]
+    assert len(every) == len(set(every))
+
+
 def test_ls_lists_what_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "models", "--json"]) == 0
     assert {"cnn-mlp", "resnet18", "minilm", "smollm2-135m-instruct"} <= set(

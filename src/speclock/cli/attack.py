@@ -12,6 +12,7 @@ from speclock.attacks import ATTACKS
 from speclock.cli.options import (
     OUT,
     TASK_HELP,
+    Command,
     field_options,
     given,
     load_model,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from speclock.locks.card import Card
 
 
-@click.command("attack")
+@click.command("attack", cls=Command)
 @click.argument("model")
 @click.option("--task", required=True, help=f"Attack task. {TASK_HELP}")
 @click.option(

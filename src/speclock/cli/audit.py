@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from speclock.audits import SUITES
-from speclock.cli.options import OUT, TASK_HELP, load_model, model_options, reading_of, reading_options
+from speclock.cli.options import (
+    OUT,
+    TASK_HELP,
+    Command,
+    load_model,
+    model_options,
+    reading_of,
+    reading_options,
+)
 from speclock.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
     from speclock.workspace import Workspace
 
 
-@click.command("audit")
+@click.command("audit", cls=Command)
 @click.argument("locked", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--base", required=True, help="The model before locking.")
 @click.option("--retain-task", required=True, help=f"What the model must keep doing. {TASK_HELP}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from speclock.cli.options import TASK_HELP, load_model, model_options, reading_of, reading_options
+from speclock.cli.options import TASK_HELP, Command, load_model, model_options, reading_of, reading_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from speclock.forecast.slowdown import Forecast, Range
 
 
-@click.command("curvature")
+@click.command("curvature", cls=Command)
 @click.argument("model")
 @click.option("--task", required=True, help=f"What would be trained. {TASK_HELP}")
 @click.option("--against", metavar="BASE", help="A base, measured alike on the same examples.")

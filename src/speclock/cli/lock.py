@@ -11,6 +11,7 @@ import click
 from speclock.cli.options import (
     OUT,
     TASK_HELP,
+    Command,
     field_options,
     load_model,
     model_options,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from speclock.locks.composition import Composition
 
 
-@click.command("lock")
+@click.command("lock", cls=Command)
 @click.argument("model")
 @click.option("--task", required=True, help=f"Retain task. {TASK_HELP}")
 @click.option("--out", required=True, type=OUT, help="Folder for the locked model and its lock card.")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from speclock.errors import InputError
+from speclock.recipe import TrainingRecipe
 from speclock.tasks.reading import Reading
 
 if typing.TYPE_CHECKING:
@@ -50,6 +51,28 @@ class Number(click.ParamType):
         return number
 
 
+class Command(click.Command):
+    """Its help lists the options by whose they are, in the order in which they were declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            said = parameter.get_help_record(ctx)
+            if said:
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(said)
+        for name, options in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(options)
+
+
+class _Option(click.Option):
+    """One that stands in a section of the help."""
+
+    def __init__(self, *args: Any, section: str, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.section = section
+
+
 def field_options(*classes: type, leave_out: Iterable[str] = ()) -> Callable[[F], F]:
     """One option for every field of the configuration dataclasses, its help and default taken from them.
 
@@ -69,6 +92,8 @@ def field_options(*classes: type, leave_out: Iterable[str] = ()) -> Callable[[F]
                 f"--{name.replace('_', '-')}",
                 name,
                 default=None,
+                cls=_Option,
+                section=_section_of(name, owners, alone=len(classes) == 1),
                 help=_help_of(name, owners, alone=len(classes) == 1),
                 **_click_type(typing.get_type_hints(cls)[name]),
             )(function)
@@ -77,8 +102,22 @@ def field_options(*classes: type, leave_out: Iterable[str] = ()) -> Callable[[F]
     return decorate
 
 
+_FEW = 5
+"""Classes that a section of the help is called after."""
+
+
+def _section_of(name: str, owners: list[tuple[type, dataclasses.Field[Any]]], *, alone: bool) -> str:
+    """Training's options stand together, those of a few classes under their names, and those of many."""
+    if name in {field.name for field in dataclasses.fields(TrainingRecipe)}:
+        return "Training"
+    if alone:
+        return owners[0][0].__name__
+    names = [cls.name for cls, _ in owners]  # type: ignore[attr-defined]
+    return ", ".join(names) if len(names) <= _FEW else "Shared"
+
+
 def _help_of(name: str, owners: list[tuple[type, dataclasses.Field[Any]]], *, alone: bool) -> str:
-    """What an option is and its default; of one or two of several classes, whose it is."""
+    """What an option is and its default; where the classes say different things, which says what."""
     docs = list(dict.fromkeys(field_docs(cls).get(name, "") for cls, _ in owners))
     defaults = [_show(field.default) for _, field in owners]
     names = [cls.name for cls, _ in owners] if not alone else []  # type: ignore[attr-defined]
@@ -86,9 +125,8 @@ def _help_of(name: str, owners: list[tuple[type, dataclasses.Field[Any]]], *, al
     if len(set(defaults)) > 1:
         default = ", ".join(f"{value} ({owner})" for value, owner in zip(defaults, names, strict=True))
     said = docs[0]
-    if 0 < len(names) <= 2:
-        pairs = zip([", ".join(names)] if len(docs) == 1 else names, docs, strict=True)
-        said = " ".join(f"{owner}: {doc}" for owner, doc in pairs)
+    if 1 < len(docs) == len(names) <= 2:
+        said = " ".join(f"{owner}: {doc}" for owner, doc in zip(names, docs, strict=True))
     return f"{said}  [default: {default}]"
 
 

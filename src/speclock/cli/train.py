@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from speclock.cli.options import OUT, TASK_HELP, field_options, given, reading_of, reading_options
+from speclock.cli.options import OUT, TASK_HELP, Command, field_options, given, reading_of, reading_options
 from speclock.recipe import TrainingRecipe
 
 _FEW = 12
 """Labels that are said: what a prefix stood for is among them."""
 
 
-@click.command("train")
+@click.command("train", cls=Command)
 @click.argument("model")
 @click.option("--task", required=True, help=TASK_HELP)
 @click.option("--out", required=True, type=OUT, help="Folder for the base.")

@@ -11,11 +11,19 @@ from typing import Any
 import click
 
 from speclock.audits import SUITES
-from speclock.cli.options import OUT, TASK_HELP, load_model, model_options, reading_of, reading_options
+from speclock.cli.options import (
+    OUT,
+    TASK_HELP,
+    Command,
+    load_model,
+    model_options,
+    reading_of,
+    reading_options,
+)
 from speclock.locks import LOCKS
 
 
-@click.command("tune")
+@click.command("tune", cls=Command)
 @click.argument("model")
 @click.option("--task", required=True, help=f"Retain task. {TASK_HELP}")
 @click.option(
