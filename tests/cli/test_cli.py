@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speclock import models
+from speclock.audits.tune import Trial
 from speclock.cli import COMMANDS, main
+from speclock.models import Model
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task
 from speclock.training import train
@@ -292,6 +294,36 @@ def test_a_run_does_not_go_on_with_another_model_in_the_same_folder(
     capsys.readouterr()
     assert main([*asked, "--resume"]) == 2
     assert "was begun with base=" in capsys.readouterr().err
+
+
+def test_tune_says_what_the_chosen_lock_costs_where_nothing_was_chosen(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best of many states keeps its utility on the validation split, and here not on the test split."""
+
+    def found(base: Model, *_: Any, folder: Path, **__: Any) -> list[Trial]:
+        worse = base.copy()
+        with torch.no_grad():
+            for parameter in worse.module.parameters():
+                parameter.zero_()
+        models.save(worse, folder / "locked")
+        told: dict[str, Any] = {"drop": 0.0, "lock": "undo+specdef"}
+        return [
+            Trial(number=0, status="audited", uplift=0.1, idle=("specdef",), **told),
+            Trial(number=1, status="pruned", uplift=1.0, reason="no state was stronger", **told),
+        ]
+
+    monkeypatch.setattr("speclock.audits.tune.tune", found)
+    asked = ["tune", str(base_folder), "--task", "mnist@800/300", "--attack-task", "kmnist@40/100"]
+    assert main([*asked, "--max-utility-drop", "0.01", "--trials", "2", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "* drop 0.0%, uplift 0.10, specdef did nothing: undo+specdef" in printed
+    assert "no state was stronger: undo+specdef" in printed
+    assert "more than was allowed" in printed
+    record = json.loads((tmp_path / "out" / "tune.json").read_text())
+    cost = record["cost"]["test split"]
+    assert cost["score_base"] - cost["score_locked"] > 0.2
+    assert cost["interval_change"][1] < -0.01
 
 
 def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:

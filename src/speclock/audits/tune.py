@@ -43,6 +43,8 @@ class Trial:
     status: str
     """audited; pruned: it kept no stronger state than the base, so there was nothing to audit; or failed: the lock does
     not fit the model."""
+    idle: tuple[str, ...] = ()
+    """Parts of it that kept no stronger state, and so did nothing."""
     drop: float
     """Utility lost on the validation split."""
     uplift: float
@@ -59,7 +61,7 @@ class Trial:
     base: float | None = None
     """The same on the base."""
     reason: str | None = None
-    """Why a lock failed."""
+    """Why a lock failed or was pruned."""
 
 
 Objective = Literal["uplift", "score"]
@@ -82,6 +84,9 @@ class Frontier:
     request: dict[str, Any]
     command: str = ""
     """What makes the chosen lock."""
+    cost: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """What the chosen lock costs on the test split, by which nothing was chosen, as an audit has it: of many states of
+    many locks the best on validation does worse elsewhere."""
     format: str = FORMAT
 
     def to_dict(self) -> dict[str, Any]:
@@ -235,9 +240,11 @@ def _tried(
     parts = locked.card.get("parts", [locked.card])
     at = {step: utility for step, utility, _ in parts[-1]["curve"]}
     drop = max(0.0, parts[0]["curve"][0][1] - at[parts[-1]["chosen_step"]])
-    told = {"number": number, "lock": spec, "drop": drop, "seconds": locked.card["seconds"]}
-    if all(part["chosen_step"] == 0 for part in parts):
-        return Trial(**told, status="pruned", uplift=1.0), None
+    idle = tuple(part["lock"] for part in parts if part["chosen_step"] == 0)
+    told = {"number": number, "lock": spec, "drop": drop, "seconds": locked.card["seconds"], "idle": idle}
+    if len(idle) == len(parts):
+        why = "no state was stronger and kept the utility"
+        return Trial(**told, status="pruned", uplift=1.0, reason=why), None
     record = audit(
         base=base,
         locked=Locked(locked.model, locked.card),

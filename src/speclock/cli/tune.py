@@ -77,6 +77,7 @@ def command(
     --attack-task newsgroups:sci.med,rec.sport.hockey@32/1000 --out tuned
     """
     from speclock import models, tasks
+    from speclock.audits.cost import cost
     from speclock.audits.tune import Frontier, chosen, frontier, tune
     from speclock.errors import InputError
     from speclock.report import write_frontier
@@ -121,6 +122,7 @@ def command(
                 **options,
             )
             best = chosen(tried, max_utility_drop)
+            kept = None if best is None else models.load(str(work.folder / "locked"), device=device)
             result = Frontier(
                 trials=tried,
                 best=frontier(tried),
@@ -131,6 +133,7 @@ def command(
                 base={"name": base.name, "fingerprint": models.fingerprint(base)},
                 request=work.request,
                 command="" if best is None else _command(model, task, best.lock, max_utility_drop, ctx),
+                cost={} if kept is None else cost(base, kept, retain.divided()),
             )
             found = result.to_dict()
             with new_folder(out) as folder:
@@ -145,13 +148,33 @@ def command(
     for trial in found["trials"]:
         mark = "*" if trial["number"] in found["best"] else " "
         found_of = trial.get("reason") or f"drop {trial['drop']:.1%}, uplift {trial['uplift']:.2f}"
-        click.echo(f"{mark} {found_of}: {trial['lock']}")
+        idle = (
+            "" if trial.get("reason") else "".join(f", {part} did nothing" for part in trial.get("idle", ()))
+        )
+        click.echo(f"{mark} {found_of}{idle}: {trial['lock']}")
     click.echo(
         found["command"] or "No lock kept its utility within what is allowed: allow more --max-utility-drop."
     )
     if found["command"]:
         click.echo(f"{out / 'locked'} is that lock as it was audited; made again, its noise is another.")
+        if found.get("cost"):  # a search of before does not say
+            click.echo(_paid(found["cost"]["test split"], max_utility_drop))
     click.echo(f"{out / 'frontier.svg'}")
+
+
+def _paid(row: dict[str, Any], allowed: float) -> str:
+    """What the chosen lock costs, and whether that is more than was allowed."""
+    low, high = row["interval_change"]
+    said = (
+        f"On the test split, by which nothing was chosen: utility {row['score_base']:.1%} → {row['score_locked']:.1%} "
+        f"(the change is {100 * low:+.1f} to {100 * high:+.1f} points with 95% confidence, {row['examples']} examples)"
+    )
+    if high < -allowed:
+        return (
+            f"{said}, more than was allowed: the best of many on validation does worse elsewhere. Give the task more "
+            f"validation examples (@TRAIN/TEST/VALIDATION)."
+        )
+    return f"{said}."
 
 
 def _command(model: str, task: str, lock: str, drop: float, ctx: click.Context) -> str:
