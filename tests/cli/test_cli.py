@@ -131,6 +131,8 @@ def test_options_stand_under_those_whose_they_are(capsys: pytest.CaptureFixture[
     assert {"--lr", "--seed"} <= set(found["Training"])
     assert {"--beta", "--bottleneck"} <= set(found["undo"])
     assert found["specdef"] == ["--alpha"]
+    # What several locks have under one name is said of each.
+    assert "reparameterise: What the raised matrices are multiplied by." in " ".join(sections.split())
     assert "--retain" in found["specdef, scheduled"]
     assert list(found)[-1] == "Reading"
     every = [option for options in found.values() for option in options]
@@ -324,6 +326,27 @@ def test_tune_says_what_the_chosen_lock_costs_where_nothing_was_chosen(
     cost = record["cost"]["test split"]
     assert cost["score_base"] - cost["score_locked"] > 0.2
     assert cost["interval_change"][1] < -0.01
+
+
+def test_tune_says_what_a_lock_of_a_language_model_costs(
+    writer: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Say {i}: ", "completion": "ab" * (i % 3 + 1)} for i in range(60)]
+    for name in ("retain", "wanted"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    models.save(writer, tmp_path / "writer")
+
+    def found(base: Model, *_: Any, folder: Path, **__: Any) -> list[Trial]:
+        models.save(base, folder / "locked")
+        return [Trial(number=0, status="audited", uplift=0.1, drop=0.0, lock="specdef")]
+
+    monkeypatch.setattr("speclock.audits.tune.tune", found)
+    asked = ["tune", tmp_path / "writer", "--task", tmp_path / "retain.jsonl", "--out", tmp_path / "out"]
+    asked += ["--attack-task", tmp_path / "wanted.jsonl", "--max-utility-drop", "0.01"]
+    assert main([str(word) for word in asked]) == 0
+    assert "On the test split, by which nothing was chosen" in capsys.readouterr().out
+    cost = json.loads((tmp_path / "out" / "tune.json").read_text())["cost"]["test split"]
+    assert cost["perplexity_base"] == pytest.approx(cost["perplexity_locked"])
 
 
 def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:

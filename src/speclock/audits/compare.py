@@ -99,8 +99,8 @@ class Comparison:
     def headline(self) -> str:
         """The lock that leaves the attacker least and the one that leaves most, with what each costs.
 
-        Shares below nothing are nothing; 95% intervals where there are seeds for them, and how many flags say when
-        not to trust it.
+        Shares below nothing are nothing; 95% intervals over test examples, and over seeds where there are several; and
+        how many flags say when not to trust it.
         """
 
         def share(uplift: float | None) -> str:

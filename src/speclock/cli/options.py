@@ -118,15 +118,17 @@ def _section_of(name: str, owners: list[tuple[type, dataclasses.Field[Any]]], *,
 
 def _help_of(name: str, owners: list[tuple[type, dataclasses.Field[Any]]], *, alone: bool) -> str:
     """What an option is and its default; where the classes say different things, which says what."""
-    docs = list(dict.fromkeys(field_docs(cls).get(name, "") for cls, _ in owners))
+    docs: dict[str, list[str]] = {}
+    for cls, _ in owners:
+        docs.setdefault(field_docs(cls).get(name, ""), []).append(getattr(cls, "name", cls.__name__))
     defaults = [_show(field.default) for _, field in owners]
     names = [cls.name for cls, _ in owners] if not alone else []  # type: ignore[attr-defined]
     default = defaults[0]
     if len(set(defaults)) > 1:
         default = ", ".join(f"{value} ({owner})" for value, owner in zip(defaults, names, strict=True))
-    said = docs[0]
-    if 1 < len(docs) == len(names) <= 2:
-        said = " ".join(f"{owner}: {doc}" for owner, doc in zip(names, docs, strict=True))
+    said, *others = docs
+    if others:
+        said = " ".join(f"{', '.join(whose)}: {doc}" for doc, whose in docs.items())
     return f"{said}  [default: {default}]"
 
 

@@ -122,7 +122,7 @@ def command(
                 **options,
             )
             best = chosen(tried, max_utility_drop)
-            kept = None if best is None else models.load(str(work.folder / "locked"), device=device)
+            kept = None if best is None else load_model(str(work.folder / "locked"), device, kind=retain.kind)
             result = Frontier(
                 trials=tried,
                 best=frontier(tried),

@@ -34,6 +34,8 @@ class Reparameterise(SpectralLock):
     Nothing is trained and no data are needed but a few inputs to try on. The attack `balance` undoes it.
     """
 
+    top_k: int = 2
+    """Singular values of each matrix whose mean is the strength; all of a raised matrix's are raised."""
     factor: float = 100.0
     """What the raised matrices are multiplied by."""
 
