@@ -18,11 +18,12 @@ from speclock.audits.metrics import (
     spread,
     still_rises,
     strongest,
+    uplift,
     visible_in_search,
     worth_judging,
 )
-from speclock.audits.record import Flag, Record, RunRecord
-from speclock.audits.search import HIGHEST, LOWEST, spoilt
+from speclock.audits.record import FLOOR, Flag, Record, RunRecord
+from speclock.audits.search import HIGHEST, LOWEST, spoilt, visible
 from speclock.numbers import percent
 from speclock.tasks.base import LEAST_VISIBLE, NOTABLE
 
@@ -81,6 +82,27 @@ def nothing_to_protect(record: Record) -> str | None:
     return (
         f"the base reaches {percent(record.summary['best_base'])}, and the attacker has "
         f"{percent(record.summary['floor'])} anyway ({record.summary['floor_by'] or 'chance'})"
+    )
+
+
+def floor_in_doubt(record: Record) -> str | None:
+    """Read uplift as lying between the two: the floor is chosen on the validation split, and test examples that are
+    later or other ones may put another of what the attacker has anyway first."""
+    summary, task = record.summary, record.attack_task
+    ahead = max(FLOOR, key=lambda name: summary.get(f"best_{name}") or 0.0)
+    best, floor = summary.get(f"best_{ahead}") or 0.0, summary["floor"]
+    if best - floor <= visible(task["metric"], task["test"]):
+        return None
+    base = summary["best_base"] or 0.0
+    worth = (
+        f"the base is worth {percent(base - best)} over it"
+        if base > best
+        else "which is more than the base gives"
+    )
+    over = uplift(summary["best_locked"], base, best)
+    return (
+        f"{ahead} has {percent(best)} of the test split, where the floor ({summary['floor_by'] or 'chance'}) has "
+        f"{percent(floor)}: {worth}" + (f", and uplift is {over:.2f}" if over is not None else "")
     )
 
 
@@ -470,6 +492,7 @@ FLAGS: tuple[Raises, ...] = (
     utility_broken,
     attack_fails_on_base,
     nothing_to_protect,
+    floor_in_doubt,
     given_away,
     student_did_not_learn,
     budget_too_small,
