@@ -64,7 +64,7 @@ class Figure4(Table1Image):
             "others": _cifar10("@6000/1000"),
             "epochs": 2,
             "trials": 14,
-            "our_controls": True,
+            "our_controls": False,
             "lock_seeds": 3,
         },
         "paper": {},

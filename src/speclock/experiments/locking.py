@@ -141,7 +141,7 @@ class Locking(Experiment):
     """How many times the paper's lock is made, each under a seed of its own. Printed attacks meet them in turn; an
     audit is of the first."""
     finalists: int = 2
-    """Families of an audit that are run again under every seed."""
+    """Families of the paper's lock's audit that are run again under every seed; of another's two at most."""
     from_scratch: bool = True
     """Whether training a fresh network, eight times as long, is part of the floor beside the classical models and the
     public one, where the base was made from one."""
@@ -593,13 +593,17 @@ class _Place:
         work = self.kept / f"work-{number}"
         work.mkdir(exist_ok=True)
         task = self.task(other.task)
+        suite = self.suite(task)
+        if number:
+            # Each optimizer has its row on the paper's lock; of another the strongest attack is quoted.
+            suite = replace(suite, finalists=min(2, suite.finalists))
         record = audited_in(
             self.kept / f"audit-{other.column}-{number}",
             base=self.base,
             locked=self.locked(lock),
             retain=self.retain,
             attack=task,
-            suite=self.suite(task),
+            suite=suite,
             seeds=self.of.seeds,
             jobs=self.jobs,
             folder=work,

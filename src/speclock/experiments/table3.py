@@ -89,6 +89,8 @@ class Table3(Experiment):
     our_locks: tuple[str, ...] = (f"{_UNDO},steps=4000", f"{_UNDO},steps=4000+{_SCHEDULED}")
     relearning_lr: float = 0.1
     """SGD for one epoch."""
+    our_controls: bool = True
+    """Whether our locks have a control too; each takes as long as its lock, and as many attacks."""
     seeds: int = 3
 
     departures: ClassVar[tuple[str, ...]] = (
@@ -113,6 +115,7 @@ class Table3(Experiment):
         "small": {
             "training": {**_TRAINING, "epochs": 15},
             "our_locks": (f"{_UNDO},steps=700", f"{_UNDO},steps=700+{_SCHEDULED}"),
+            "our_controls": False,
         },
         "paper": {},
     }
@@ -250,6 +253,7 @@ class Table3(Experiment):
                 folder=work,
                 shared=kept,
                 floors=kept,
+                control=number == 0 or self.our_controls,
             )
             targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
             what = {"column": self.label, "instead": self._whole.source.stand_in}
