@@ -143,9 +143,11 @@ records-surface: records-locks
 	cp out/surface/surface.json out/surface/surface.svg results/surface
 
 # `undo` tuned for the ResNet18 on two of the classes that it is to withhold, and the lock that was chosen audited
-# beside the default one on the three others: two hours.
+# beside the default one on the three others; and for the guard on other newsgroups than those that it is audited on.
+# An hour and more each.
 PROXY  := cifar10:dog,frog@20/1000
 UNSEEN := cifar10:horse,ship,truck@30/1000
+GROUPS := newsgroups:sci.electronics,rec.sport.baseball,talk.politics.mideast,misc.forsale@32/1000
 records-tune: records-pairs
 	$(PIP) install -q -c constraints.txt -e '.[tune]'
 	$(BIN)/speclock tune out/resnet/base --task $(FIVE) --attack-task $(PROXY) --max-utility-drop 0.01 --trials 8 \
@@ -154,6 +156,13 @@ records-tune: records-pairs
 	cp out/resnet/tuned/tune.json out/resnet/tuned/frontier.svg results/resnet-tuned
 	$(BIN)/speclock audit out/resnet/tuned/locked out/resnet/undo --base out/resnet/base --retain-task $(FIVE) \
 	    --attack-task $(UNSEEN) --student $(IMAGES) --out results/resnet-unseen
+	$(BIN)/speclock tune out/guard/base --task jailbreak --attack-task $(GROUPS) --max-length 32 \
+	    --max-utility-drop 0.01 --trials 8 --locks undo:steps=300,undo:steps=300+specdef --steps 16 --jobs 2 --resume \
+	    --out out/guard/tuned
+	mkdir -p results/guard-tuned
+	cp out/guard/tuned/tune.json out/guard/tuned/frontier.svg results/guard-tuned
+	$(BIN)/speclock audit out/guard/tuned/locked --base out/guard/base $(GUARD) --student --steps 32 --seeds 3 --jobs 2 \
+	    --resume --out results/guard-unseen
 
 # A language model on a text of one's own: SmolLM2 keeps its own answers to general questions, and is to be kept from
 # Python's reference manual, of which the attacker has 32 passages.

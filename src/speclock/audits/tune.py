@@ -114,11 +114,12 @@ def tune(
     """Lock a model in ``trials`` ways and audit each, the next chosen by what the ones before gave.
 
     Settings that ``locks`` leave open are drawn from what each says of itself
-    (:attr:`speclock.locks.base.Lock.tuned`) by a tree-structured Parzen estimator over both ends, drop and
-    ``objective`` [optuna; Bergstra et al. 2011]. A lock whose guard kept nothing is not audited. ``first`` are
-    locks that are tried before any is drawn. With the same ``folder`` a killed search goes on. Drop and
-    ``objective`` are those on the validation splits, by which things are chosen. The ``proxy`` is an attack task
-    that nobody will quote: what is tuned on a task says little of it. The chosen lock stays in ``folder`` as
+    (:attr:`speclock.locks.base.Lock.tuned`), at random at first (half of them, eight at most), and then by a
+    tree-structured Parzen estimator over both ends, drop and ``objective`` [optuna; Bergstra et al. 2011]. A lock
+    whose guard kept nothing is not audited. ``first`` are locks that are tried before any is drawn. With the same
+    ``folder`` a killed search goes on. Drop and ``objective`` are those on the validation splits, by which things are
+    chosen. The ``proxy`` is an attack task that nobody will quote: what is tuned on a task says little of it. The
+    chosen lock stays in ``folder`` as
     ``locked``, since one with noise of its own is not made twice.
 
     Raises :class:`InputError` for a lock that there is not, where none of them fits the model, and where optuna is not
@@ -149,7 +150,9 @@ def tune(
     with tqdm(total=trials, initial=len(done), desc="tune", unit="lock", disable=None) as bar:
         while len(done) < trials:
             # Of its own for each trial: a search that goes on would else draw its first ones again.
-            study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(done), n_startup_trials=8)
+            study.sampler = optuna.samplers.TPESampler(
+                seed=seed * 1_000_003 + len(done), n_startup_trials=min(8, max(1, trials // 2))
+            )
             asked = study.ask()
             tried = {trial.lock for trial in done}
             spec = next((lock for lock in first if lock not in tried), None) or _drawn(asked, locks)
