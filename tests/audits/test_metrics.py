@@ -579,6 +579,7 @@ PLANTED: dict[str, Record] = {
             final("locked", [0.25], seed=3, config={"lr": 1e-4}, status="diverged"),
         )
     ),
+    "control_broken": record(sound(), locked={"control": {"utility": 0.5, "utility_base": 0.95}}),
     "few_seeds": record(sound(), seeds=1),
     "small_test_split": record(sound(), attack_task={**record([]).attack_task, "test": 200}),
     "stand_in_data": record(
@@ -625,6 +626,16 @@ def test_a_floor_in_doubt_says_what_uplift_is_over_the_other() -> None:
     assert "floor_in_doubt" not in names(by_chance)
     beyond = record(without("scratch", *attacked("scratch", [0.3] * 7, test=0.95)))
     assert "more than the base gives" in next(f.why for f in beyond.flags if f.name == "floor_in_doubt")
+
+
+def test_a_control_that_was_ruined_forgot_nothing() -> None:
+    runs = without("control", *attacked("control", [0.25, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]))
+    assert "forgetting" in names(record(runs)), "records of before do not say what the control does"
+    kept = {"utility": 0.93, "utility_base": 0.95}
+    assert "forgetting" in names(record(runs, locked={"control": kept}))
+    broken = record(runs, locked={"control": {**kept, "utility": 0.5}})
+    assert "control_broken" in names(broken)
+    assert "forgetting" not in names(broken)
 
 
 @pytest.mark.parametrize("flag", PLANTED)

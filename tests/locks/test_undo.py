@@ -312,6 +312,26 @@ def test_a_rate_at_which_nothing_is_learnt_is_halved_and_the_card_says_so(
     assert identity(once.model) == identity(locked.model), "as if it had been asked for at once"
 
 
+def test_a_control_that_is_brought_to_chance_begins_again_as_the_lock_does(
+    base: Model, digits: Task, tmp_path: Path
+) -> None:
+    """What cannot do the retain task any more is no measure of what training on it forgets."""
+    harsh = Harsh(factor=1.1, top_k=1, evaluations=6)
+    for spectral in (False, True):
+        (kept := tmp_path / str(spectral)).mkdir()
+        control = harsh.control(base, digits, stop_at=6, spectral=spectral, folder=kept)
+        gentle = replace(harsh, rate=1.0).control(base, digits, stop_at=6, spectral=spectral)
+        assert identity(control) == identity(gentle)
+    late = replace(harsh, rate=0.25)
+    assert late.gentler() is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Harsh, "gentler", lambda _: None)
+        ruined = harsh.control(base, digits, stop_at=6)
+    assert digits.divided().score(ruined) < digits.divided().score(base) - 0.3, (
+        "where there is no gentler one"
+    )
+
+
 def test_there_is_an_end_to_gentler_rates() -> None:
     assert Undo(lr=1.1e-4).gentler() == Undo(lr=5.5e-5)
     assert Undo(lr=9e-5).gentler() is None

@@ -314,12 +314,24 @@ def forgetting(record: Record) -> str | None:
     base, control, locked = (record.summary[f"best_{name}"] for name in ("base", "control", "locked"))
     if base is None or control is None or locked is None or base - locked < _notable(record.attack_task):
         return None
+    if control_broken(record):
+        return None  # what it lost to the attacker, it lost for everybody
     if base - control >= 0.5 * (base - locked):
         return (
             f"the control, trained alike without what makes it a lock, already falls from {base:.1%} to {control:.1%}; "
             f"the lock falls to {locked:.1%}"
         )
     return None
+
+
+def control_broken(record: Record) -> str | None:
+    """Take the control for none: a training that ruins the model says nothing of what mere training forgets."""
+    control = record.locked.get("control") or {}
+    # Records of before do not say it.
+    utility, before = control.get("utility"), control.get("utility_base")
+    if utility is None or before - utility <= 2 * _notable(record.retain_task):
+        return None
+    return f"the control does the retain task at {percent(utility)}, the base at {percent(before)}"
 
 
 def no_control(record: Record) -> str | None:
@@ -508,6 +520,7 @@ FLAGS: tuple[Raises, ...] = (
     knob_succeeds,
     repair_succeeds,
     forgetting,
+    control_broken,
     no_control,
     lock_did_nothing,
     malformed_card,

@@ -23,7 +23,7 @@ from speclock.audits.kept_runs import KeptRuns
 from speclock.audits.metrics import families, still_rises, summarise, verdict
 from speclock.audits.record import Record
 from speclock.audits.suite import Suite
-from speclock.audits.targets import Targets
+from speclock.audits.targets import CONTROL_RULES, Targets
 from speclock.audits.work import Work, crew
 from speclock.environment import environment
 from speclock.errors import InputError
@@ -185,6 +185,7 @@ def audit(
                 work.go_on(hands, times=2)
                 record.summary = summary()
         record.base["student"] = targets.report("student")
+        record.locked["control"] = targets.report("control")
         record.locked["no_control"] = targets.problem("control") if control else "none was asked for"
         repeated = targets.report("repeated")
         # A training that cannot be carried out does not lead to the file either.
@@ -335,7 +336,7 @@ def _bound(targets: Targets, attack: Task, retain: Task, card: Card | None) -> d
         "base": [base.fingerprint, _computes(targets.base, attack), retain.digest()],
         "public": [public, recipe, retain.digest()],
         "student": [base.fingerprint, retain.digest()],
-        "control": [base.fingerprint, retain.digest(), card],
+        "control": [base.fingerprint, retain.digest(), card, CONTROL_RULES],
         "locked": [locked.fingerprint, base.fingerprint, retain.digest(), card],
     }
     return {name: [*common, *what] for name, what in bound.items()}

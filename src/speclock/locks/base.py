@@ -165,14 +165,29 @@ class Lock(ABC):
     ) -> Model:
         """A copy trained as the lock trains, with its spectral term off, for ``stop_at`` steps.
 
-        With ``spectral`` it stays on: what the lock gives where the guard keeps that step.
+        With ``spectral`` it stays on: what the lock gives where the guard keeps that step. As of the lock itself, a
+        training that brings the model to chance is given up for a :meth:`gentler` one: what cannot do the retain task
+        any more is no measure of what training on it forgets.
         """
+
+        task = task.divided().fitted_to(model)
+
+        def utility(of: Model) -> float:
+            return task.score(of.in_dtypes_of(model), "validation")
+
+        gentler = self.gentler()
+        bar = (utility(model) + task.chance) / 2 if gentler else -math.inf
+        looks = {stop_at, min(stop_at, round(self.total_steps(task) * _GIVEN_UP / self.evaluations))}
         with kept_in(folder) as kept:
             control = model.in_fp32()
             for step in self.trajectory(control, task, spectral=spectral, run=Run.in_folder(kept)):
                 if step.diverged:
                     what = self.name if spectral else f"the control of {self.name}"
                     raise InputError(f"{what} diverged at step {step.index}: its lr is too high.")
+                if gentler and step.index in looks and not utility(control) >= bar:
+                    again = kept / "gentler"
+                    again.mkdir(exist_ok=True)
+                    return gentler.control(model, task, stop_at=stop_at, spectral=spectral, folder=again)
                 if step.index >= stop_at:
                     break
         return control.in_dtypes_of(model)
