@@ -95,8 +95,6 @@ records-pairs: $(VENV)/.installed
 	    --out out/guard/base
 	$(BIN)/speclock lock out/guard/base --lock undo --task jailbreak --seed 11 --evaluations 7 --max-length 32 --resume \
 	    --out out/guard/undo
-	$(BIN)/speclock audit out/guard/undo --base out/guard/base $(GUARD) --student --steps 32 --seeds 3 --jobs 2 \
-	    --resume --out results/guard
 	$(BIN)/speclock train resnet18 --task cifar10@8000/2000 --epochs 12 $(RESNET) --out out/resnet/ten
 	$(BIN)/speclock train out/resnet/ten --task $(FIVE) --epochs 2 $(RESNET) --out out/resnet/base
 	$(BIN)/speclock lock out/resnet/base --lock undo --task $(FIVE) --seed 11 --evaluations 7 --resume --out out/resnet/undo
@@ -143,7 +141,7 @@ records-surface: records-locks
 	cp out/surface/surface.json out/surface/surface.svg results/surface
 
 # `undo` tuned for the ResNet18 on two of the classes that it is to withhold, and the lock that was chosen audited
-# beside the default one on the three others; and for the guard on other newsgroups than those that it is audited on.
+# beside the default one on the three others; and for the guard on other newsgroups than those that both are audited on.
 # An hour and more each.
 PROXY  := cifar10:dog,frog@20/1000
 UNSEEN := cifar10:horse,ship,truck@30/1000
@@ -157,12 +155,12 @@ records-tune: records-pairs
 	$(BIN)/speclock audit out/resnet/tuned/locked out/resnet/undo --base out/resnet/base --retain-task $(FIVE) \
 	    --attack-task $(UNSEEN) --student $(IMAGES) --out results/resnet-unseen
 	$(BIN)/speclock tune out/guard/base --task jailbreak --attack-task $(GROUPS) --max-length 32 \
-	    --max-utility-drop 0.01 --trials 8 --locks undo:steps=300,undo:steps=300+specdef --steps 16 --jobs 2 --resume \
+	    --max-utility-drop 0.01 --trials 6 --locks undo:steps=300,undo:steps=300+specdef --steps 16 --jobs 2 --resume \
 	    --out out/guard/tuned
 	mkdir -p results/guard-tuned
 	cp out/guard/tuned/tune.json out/guard/tuned/frontier.svg results/guard-tuned
-	$(BIN)/speclock audit out/guard/tuned/locked --base out/guard/base $(GUARD) --student --steps 32 --seeds 3 --jobs 2 \
-	    --resume --out results/guard-unseen
+	$(BIN)/speclock audit out/guard/undo out/guard/tuned/locked --base out/guard/base $(GUARD) --student --steps 32 \
+	    --seeds 3 --jobs 2 --own-lock --resume --out results/guard
 
 # A language model on a text of one's own: SmolLM2 keeps its own answers to general questions, and is to be kept from
 # Python's reference manual, of which the attacker has 32 passages.
