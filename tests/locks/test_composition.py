@@ -97,7 +97,7 @@ def test_the_control_is_all_of_the_training_and_none_of_the_locks(
     load_model(control.module, weights)
     # A rescaling trains nothing: what is left of the two is the second one's training of the base.
     chosen = locked.card["parts"][1]["chosen_step"]
-    expected = TRAINED.control(base, retain.fitted_to(base), stop_at=chosen)
+    expected = TRAINED.control(base, retain.fitted_to(base), stop_at=chosen).model
     for found, wanted in zip(control.module.parameters(), expected.module.parameters(), strict=True):
         torch.testing.assert_close(found, wanted)
 

@@ -79,7 +79,7 @@ def test_contract(lock: Lock, base: Model, digits: Task) -> None:
 
 
 def test_the_control_lacks_only_the_spectral_term(lock: Lock, base: Model, digits: Task) -> None:
-    control = lock.control(base, digits, stop_at=lock.total_steps(digits))
+    control = lock.control(base, digits, stop_at=lock.total_steps(digits)).model
     locked = lock(base, digits)
     halfway = 0.5 * (lock.strength(base, base) + locked.card["strength_locked"])
     assert lock.strength(control, base) < halfway
@@ -135,7 +135,7 @@ def test_a_lock_that_diverges_returns_the_base(base: Model, digits: Task) -> Non
 
 def test_alpha_one_pulls_nothing(base: Model, digits: Task) -> None:
     lock = LOCKS["specdef"](**{**SETTINGS["specdef"], "alpha": 1.0, "max_utility_drop": 1.0})
-    one = lock.control(base, digits, stop_at=20)
+    one = lock.control(base, digits, stop_at=20).model
     two = base.copy()
     from speclock.locks.base import Run
 

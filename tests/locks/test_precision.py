@@ -100,7 +100,7 @@ def test_what_is_judged_is_what_is_released(locked: Locked, scored: list[torch.d
 
 
 def test_the_control_is_trained_and_released_alike(released: Model, colours: TextClassification) -> None:
-    control = LOCK.control(released, colours, stop_at=LOCK.steps)
+    control = LOCK.control(released, colours, stop_at=LOCK.steps).model
     assert {p.dtype for p in control.module.parameters()} == {torch.bfloat16}
     assert (gains(control) != gains(released)).any()
 

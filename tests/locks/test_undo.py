@@ -320,16 +320,19 @@ def test_a_control_that_is_brought_to_chance_begins_again_as_the_lock_does(
     for spectral in (False, True):
         (kept := tmp_path / str(spectral)).mkdir()
         control = harsh.control(base, digits, stop_at=6, spectral=spectral, folder=kept)
-        gentle = replace(harsh, rate=1.0).control(base, digits, stop_at=6, spectral=spectral)
-        assert identity(control) == identity(gentle)
-    late = replace(harsh, rate=0.25)
-    assert late.gentler() is None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Harsh, "gentler", lambda _: None)
-        ruined = harsh.control(base, digits, stop_at=6)
-    assert digits.divided().score(ruined) < digits.divided().score(base) - 0.3, (
-        "where there is no gentler one"
-    )
+        assert (control.lock, control.given_up) == (replace(harsh, rate=1.0), 2)
+        gentle = control.lock.control(base, digits, stop_at=6, spectral=spectral)
+        assert gentle.given_up == 0
+        assert identity(control.model) == identity(gentle.model)
+    least = digits.divided().score(base) - 0.3
+    asked = {
+        "not to": harsh.control(base, digits, stop_at=6, begin_again=False),
+        "too soon to say": harsh.control(base, digits, stop_at=2),
+        "for ever": replace(harsh, rate=1024.0).control(base, digits, stop_at=6),
+    }
+    assert [found.given_up for found in asked.values()] == [0, 0, 3]
+    for why, found in asked.items():
+        assert digits.divided().score(found.model) < least, why
 
 
 def test_there_is_an_end_to_gentler_rates() -> None:

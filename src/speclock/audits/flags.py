@@ -23,9 +23,9 @@ from speclock.audits.metrics import (
     worth_judging,
 )
 from speclock.audits.record import FLOOR, Flag, Record, RunRecord
-from speclock.audits.search import HIGHEST, LOWEST, spoilt, visible
+from speclock.audits.search import HIGHEST, LOWEST, spoilt
 from speclock.numbers import percent
-from speclock.tasks.base import LEAST_VISIBLE, NOTABLE
+from speclock.tasks.base import LEAST_VISIBLE, NOTABLE, is_proportion
 
 Raises = Callable[[Record], str | None]
 
@@ -86,24 +86,29 @@ def nothing_to_protect(record: Record) -> str | None:
 
 
 def floor_in_doubt(record: Record) -> str | None:
-    """Read uplift as lying between the two: the floor is chosen on the validation split, and test examples that are
-    later or other ones may put another of what the attacker has anyway first."""
+    """Read uplift as lying between the two, and the lock as unjudged where the base is worth nothing over the other:
+    the floor is chosen on the validation split, and the test examples may be later or other ones."""
     summary, task = record.summary, record.attack_task
     ahead = max(FLOOR, key=lambda name: summary.get(f"best_{name}") or 0.0)
-    best, floor = summary.get(f"best_{ahead}") or 0.0, summary["floor"]
-    if best - floor <= visible(task["metric"], task["test"]):
+    best, floor, base = summary.get(f"best_{ahead}") or 0.0, summary["floor"], summary["best_base"]
+    if base is None or best - floor <= _apart(task["metric"], task["test"]):
         return None
-    base = summary["best_base"] or 0.0
-    worth = (
-        f"the base is worth {percent(base - best)} over it"
-        if base > best
-        else "which is more than the base gives"
+    said = (
+        f"{ahead} has {percent(best)} of the test split, where the floor ({summary['floor_by'] or 'chance'}) has "
+        f"{percent(floor)}: over that "
     )
     over = uplift(summary["best_locked"], base, best)
-    return (
-        f"{ahead} has {percent(best)} of the test split, where the floor ({summary['floor_by'] or 'chance'}) has "
-        f"{percent(floor)}: {worth}" + (f", and uplift is {over:.2f}" if over is not None else "")
-    )
+    if over is None or base - best < _notable(task):
+        return f"{said}the base, with {percent(base)}, is worth nothing that a lock could keep"
+    return f"{said}uplift is {over:.2f}"
+
+
+def _apart(metric: str, n: int) -> float:
+    """The difference of two scores on ``n`` test examples that chance does not explain: half the 95% interval of two
+    proportions near one half, an F1's being of the positives; texts' likelihoods move alike."""
+    if not is_proportion(metric):
+        return LEAST_VISIBLE[metric]
+    return 1.386 / (n / 2 if metric == "f1" else n) ** 0.5
 
 
 def given_away(record: Record) -> str | None:
@@ -314,8 +319,6 @@ def forgetting(record: Record) -> str | None:
     base, control, locked = (record.summary[f"best_{name}"] for name in ("base", "control", "locked"))
     if base is None or control is None or locked is None or base - locked < _notable(record.attack_task):
         return None
-    if control_broken(record):
-        return None  # what it lost to the attacker, it lost for everybody
     if base - control >= 0.5 * (base - locked):
         return (
             f"the control, trained alike without what makes it a lock, already falls from {base:.1%} to {control:.1%}; "
@@ -329,7 +332,10 @@ def control_broken(record: Record) -> str | None:
     control = record.locked.get("control") or {}
     # Records of before do not say it.
     utility, before = control.get("utility"), control.get("utility_base")
-    if utility is None or before - utility <= 2 * _notable(record.retain_task):
+    if utility is None:
+        return None
+    notable = _notable(record.retain_task)
+    if before - utility <= 2 * notable and utility >= record.retain_task["chance"] + notable:
         return None
     return f"the control does the retain task at {percent(utility)}, the base at {percent(before)}"
 

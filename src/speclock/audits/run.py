@@ -39,6 +39,8 @@ _TOP_K = 8
 
 RULES = 10
 """How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
+RULES_OF_AUDITS = f"{RULES}.{CONTROL_RULES}"
+"""How whole audits are made: what is made of several of them must be made of alike ones."""
 
 CURVE_EXAMPLES = 256
 """Validation examples on which a run is scored on its way; what is quoted is scored on the whole test split."""
@@ -185,7 +187,7 @@ def audit(
                 work.go_on(hands, times=2)
                 record.summary = summary()
         record.base["student"] = targets.report("student")
-        record.locked["control"] = targets.report("control")
+        record.locked["control"] = targets.report("control") if control else {}
         record.locked["no_control"] = targets.problem("control") if control else "none was asked for"
         repeated = targets.report("repeated")
         # A training that cannot be carried out does not lead to the file either.

@@ -118,12 +118,13 @@ class Targets:
     def _train(self, name: str) -> tuple[Model, dict[str, Any]]:
         if name == "student":
             return taught_by(self.base, self.retain)
-        control = self._as_the_card_says(spectral=False)
+        control, given_up = self._as_the_card_says(spectral=False)
         kept = {"utility": self._utility(control), "utility_base": self._utility(self.base)}
-        return control, {"steps": sum(stage.steps for stage in self.stages), **kept}
+        return control, {"steps": sum(stage.steps for stage in self.stages), "given_up": given_up, **kept}
 
-    def _as_the_card_says(self, *, spectral: bool) -> Model:
-        """The base after all the card's training, with the locks' own terms or without."""
+    def _as_the_card_says(self, *, spectral: bool) -> tuple[Model, int]:
+        """The base after all the card's training, with the locks' own terms or without; and how many times any of it
+        began again."""
         # A card is a claim, and could ask for days of it.
         asked = [lock.training(taken) for lock, taken in self.stages]
         steps, examples = (sum(each) for each in zip(*asked, strict=True))
@@ -139,12 +140,17 @@ class Targets:
                 f"a control gets {CONTROL_MOST} and {CONTROL_MOST_EXAMPLES} at most"
             )
 
-        model, name = self.base, "repeated" if spectral else "control"
+        model, name, given_up = self.base, "repeated" if spectral else "control", 0
         for i, (lock, taken) in enumerate(self.stages):
             states = self.folders[name] / f"{self._stem(name)}-{i}"
             states.mkdir(exist_ok=True)
-            model = lock.control(model, self.retain, stop_at=taken, spectral=spectral, folder=states)
-        return model
+            # Repeated with the very noise that it was made with, a lock leads to the file or it does not.
+            again = lock.draws_in_secret or not spectral
+            made = lock.control(
+                model, self.retain, stop_at=taken, spectral=spectral, begin_again=again, folder=states
+            )
+            model, given_up = made.model, given_up + made.given_up
+        return model, given_up
 
     def _unlike(self) -> str | None:
         """In what the locked model is not what the card's training gives: what the control shares with that training
@@ -154,7 +160,7 @@ class Targets:
         """
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             # What the lock had to remark it said when it was made.
-            repeated = self._as_the_card_says(spectral=True)
+            repeated, _ = self._as_the_card_says(spectral=True)
         for lock, _ in self.stages:
             again, strength = (lock.strength(m, self.base) for m in (repeated, self.locked))
             if abs(again - strength) > 0.1 * abs(strength):

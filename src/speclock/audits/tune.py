@@ -119,8 +119,7 @@ def tune(
     whose guard kept nothing is not audited. ``first`` are locks that are tried before any is drawn. With the same
     ``folder`` a killed search goes on. Drop and ``objective`` are those on the validation splits, by which things are
     chosen. The ``proxy`` is an attack task that nobody will quote: what is tuned on a task says little of it. The
-    chosen lock stays in ``folder`` as
-    ``locked``, since one with noise of its own is not made twice.
+    chosen lock stays in ``folder`` as ``locked``, since one with noise of its own is not made twice.
 
     Raises :class:`InputError` for a lock that there is not, where none of them fits the model, and where optuna is not
     installed.
@@ -147,11 +146,13 @@ def tune(
     )
     _take_up_killed(study, objective)
     done = _concluded(study)
+    # The estimator counts every trial, those among them that were not drawn.
+    at_random = len(first) + min(8, max(1, (trials - len(first)) // 2))
     with tqdm(total=trials, initial=len(done), desc="tune", unit="lock", disable=None) as bar:
         while len(done) < trials:
             # Of its own for each trial: a search that goes on would else draw its first ones again.
             study.sampler = optuna.samplers.TPESampler(
-                seed=seed * 1_000_003 + len(done), n_startup_trials=min(8, max(1, trials // 2))
+                seed=seed * 1_000_003 + len(done), n_startup_trials=at_random
             )
             asked = study.ask()
             tried = {trial.lock for trial in done}

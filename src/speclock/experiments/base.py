@@ -58,8 +58,8 @@ class Experiment(ABC):
     """The settings that differ from the defaults, which are the paper's, by scale."""
     departures: ClassVar[tuple[str, ...]] = ()
     """What is ours at any scale, where the paper gives nothing or has what nobody else has."""
-    rules: ClassVar[int | None] = None
-    """Those by which attacks and searches are carried out (:data:`speclock.audits.run.RULES`), where there are any."""
+    rules: ClassVar[str | None] = None
+    """Those by which its audits are carried out (:data:`speclock.audits.run.RULES_OF_AUDITS`), where there are any."""
 
     @classmethod
     def at(cls, scale: str) -> Self:

@@ -32,7 +32,10 @@ DOUBTS = (
     *("only_divergence", "fails_on_locked_alone", "gradients_blocked", "lock_did_nothing", "bad_seeds"),
 )
 """Flags under which an audit that found no way in does not say that there is none."""
-REMARKS = ("forgetting", "no_control", "seeds_disagree", "floor_in_doubt")
+REMARKS = (
+    *("forgetting", "control_broken", "no_control", "card_not_repeated"),
+    *("seeds_disagree", "floor_in_doubt"),
+)
 """Flags that stand beside a verdict: something else than the lock's idea may be why it holds, or the floor why it
 falls."""
 

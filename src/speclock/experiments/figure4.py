@@ -65,6 +65,7 @@ class Figure4(Table1Image):
             "epochs": 2,
             "trials": 14,
             "our_controls": False,
+            "our_finalists": 4,
             "lock_seeds": 3,
         },
         "paper": {},

@@ -20,7 +20,7 @@ from speclock.attacks.heal import Heal
 from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
 from speclock.audits.intervals import change_interval
-from speclock.audits.run import CURVE_EXAMPLES, RULES
+from speclock.audits.run import CURVE_EXAMPLES, RULES_OF_AUDITS
 from speclock.audits.suite import SCRATCH, Family, Suite, around, listed
 from speclock.audits.tune import Trial, chosen, tune
 from speclock.environment import environment
@@ -141,13 +141,16 @@ class Locking(Experiment):
     """How many times the paper's lock is made, each under a seed of its own. Printed attacks meet them in turn; an
     audit is of the first."""
     finalists: int = 2
-    """Families of the paper's lock's audit that are run again under every seed; of another's two at most."""
+    """Families of an audit that are run again under every seed."""
+    our_finalists: int | None = None
+    """Of the audits of our locks, where not as many: of these the strongest attack is quoted, and no row of each
+    optimizer."""
     from_scratch: bool = True
     """Whether training a fresh network, eight times as long, is part of the floor beside the classical models and the
     public one, where the base was made from one."""
     seeds: int = 3
 
-    rules: ClassVar[int | None] = RULES
+    rules: ClassVar[str | None] = RULES_OF_AUDITS
     draws_curves: ClassVar[bool] = False
     """Whether the figure shows the printed runs on their way, which must be scored there then."""
 
@@ -243,7 +246,7 @@ class SeveralModels(Experiment):
 
     models: tuple[Locking, ...]
 
-    rules: ClassVar[int | None] = RULES
+    rules: ClassVar[str | None] = RULES_OF_AUDITS
 
     def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
         *_, rows = self.growing(kept, jobs)
@@ -594,9 +597,9 @@ class _Place:
         work.mkdir(exist_ok=True)
         task = self.task(other.task)
         suite = self.suite(task)
-        if number:
-            # Each optimizer has its row on the paper's lock; of another the strongest attack is quoted.
-            suite = replace(suite, finalists=min(2, suite.finalists))
+        ours = lock in self.of.our_locks
+        if ours and self.of.our_finalists:
+            suite = replace(suite, finalists=self.of.our_finalists)
         record = audited_in(
             self.kept / f"audit-{other.column}-{number}",
             base=self.base,
@@ -610,7 +613,7 @@ class _Place:
             shared=self.kept,
             floors=self.kept,
             public=None if task.in_place else self.public,
-            control=number == 0 or self.of.our_controls,
+            control=not ours or self.of.our_controls,
         )
         targets = ("base", "control", "locked") if number == 0 else ("control", "locked")
         yield from searched_rows(

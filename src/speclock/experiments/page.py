@@ -93,6 +93,7 @@ _SHORTER = (
         "our_controls",
         "informed",
         "finalists",
+        "our_finalists",
         "from_scratch",
         "proxy",
         "trials",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from speclock import models, tasks
 from speclock.attacks.finetune import FineTune
 from speclock.attacks.repair import Clip
-from speclock.audits.run import RULES
+from speclock.audits.run import RULES_OF_AUDITS
 from speclock.audits.suite import Suite, around, listed
 from speclock.experiments.audited import audited_in, fell_back, rows_by_optimizer, searched_rows
 from speclock.experiments.base import Experiment, Row, once, row
@@ -99,7 +99,7 @@ class Table3(Experiment):
         "every seed has its own base, unlearning, lock and attack; the audits are of the first one's",
         "the lock's own settings are searched in Figure 4 alone",
     )
-    rules: ClassVar[int | None] = RULES
+    rules: ClassVar[str | None] = RULES_OF_AUDITS
     name: ClassVar[str] = "table3"
     title: ClassVar[str] = "A class unlearned, locked and relearned: accuracy by class"
     scales: ClassVar[dict[str, dict[str, Any]]] = {

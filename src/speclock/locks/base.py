@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _ABOVE_CHANCE = 0.05
 _GIVEN_UP = 3
 """Evaluations in a row, from the first after the start on, all nearer to chance than to where utility began."""
+_BEGUN_AGAIN = 3
+"""How often a control's training begins again: its rate is a card's, which may claim any."""
 
 
 class Locked(NamedTuple):
@@ -36,6 +38,16 @@ class Locked(NamedTuple):
     model: Model
     card: Card
     """The lock card, JSON-able."""
+
+
+class Control(NamedTuple):
+    """What a lock's training gives by itself."""
+
+    model: Model
+    lock: Lock
+    """As it was trained in the end."""
+    given_up: int
+    """How many times it began again, gentler."""
 
 
 class Span(NamedTuple):
@@ -161,36 +173,48 @@ class Lock(ABC):
         return Locked(locked, self._card(model, locked, task, guard, meter)), guard.collapsed
 
     def control(
-        self, model: Model, task: Task, *, stop_at: int, spectral: bool = False, folder: Path | None = None
-    ) -> Model:
+        self,
+        model: Model,
+        task: Task,
+        *,
+        stop_at: int,
+        spectral: bool = False,
+        begin_again: bool = True,
+        folder: Path | None = None,
+    ) -> Control:
         """A copy trained as the lock trains, with its spectral term off, for ``stop_at`` steps.
 
         With ``spectral`` it stays on: what the lock gives where the guard keeps that step. As of the lock itself, a
-        training that brings the model to chance is given up for a :meth:`gentler` one: what cannot do the retain task
-        any more is no measure of what training on it forgets.
+        training that brings the model to chance is given up for a :meth:`gentler` one, three times at most: what cannot
+        do the retain task any more is no measure of what training on it forgets. Not so without ``begin_again``.
         """
-
-        task = task.divided().fitted_to(model)
-
-        def utility(of: Model) -> float:
-            return task.score(of.in_dtypes_of(model), "validation")
-
-        gentler = self.gentler()
-        bar = (utility(model) + task.chance) / 2 if gentler else -math.inf
-        looks = {stop_at, min(stop_at, round(self.total_steps(task) * _GIVEN_UP / self.evaluations))}
+        task, lock = task.divided().fitted_to(model), self
         with kept_in(folder) as kept:
-            control = model.in_fp32()
-            for step in self.trajectory(control, task, spectral=spectral, run=Run.in_folder(kept)):
-                if step.diverged:
-                    what = self.name if spectral else f"the control of {self.name}"
-                    raise InputError(f"{what} diverged at step {step.index}: its lr is too high.")
-                if gentler and step.index in looks and not utility(control) >= bar:
-                    again = kept / "gentler"
-                    again.mkdir(exist_ok=True)
-                    return gentler.control(model, task, stop_at=stop_at, spectral=spectral, folder=again)
-                if step.index >= stop_at:
+            for given_up in range(_BEGUN_AGAIN + 1):
+                place = kept / f"attempt-{given_up}"
+                place.mkdir(exist_ok=True)
+                control, collapsed = lock._controlled(model, task, stop_at, spectral, place)
+                gentler = lock.gentler() if begin_again and collapsed and given_up < _BEGUN_AGAIN else None
+                if gentler is None:
                     break
-        return control.in_dtypes_of(model)
+                lock = gentler
+        return Control(control, lock, given_up)
+
+    def _controlled(
+        self, model: Model, task: Task, stop_at: int, spectral: bool, folder: Path
+    ) -> tuple[Model, bool]:
+        """One attempt at a control, and whether it was given up as brought to chance."""
+        seen = _Seen(self, model, task)
+        control = model.in_fp32()
+        for step in self.trajectory(control, task, spectral=spectral, run=Run.in_folder(folder, seen)):
+            if step.diverged:
+                what = self.name if spectral else f"the control of {self.name}"
+                raise InputError(f"{what} diverged at step {step.index}: its lr is too high.")
+            if seen.at_chance(step.index, control):
+                return control, True
+            if step.index >= stop_at:
+                break
+        return control.in_dtypes_of(model), False
 
     def _card(self, base: Model, locked: Model, task: Task, guard: _Guard, meter: Meter) -> Card:
         from speclock.locks.card import FORMAT
@@ -260,8 +284,7 @@ class _Guard:
         self.base = base
         self.task = task
         self.run = Run.in_folder(folder, self)
-        total = lock.total_steps(task)
-        self.due = {round(total * i / lock.evaluations) for i in range(lock.evaluations + 1)}
+        self.due = _due(lock, task)
         self.curve: list[tuple[int, float, float]] = []
         """(step, utility on the validation split, strength) at each evaluation."""
         self.best_state: dict[str, Tensor] = {}
@@ -315,7 +338,7 @@ class _Guard:
         (_, began, _), *rest = self.curve or [(0, math.nan, 0.0)]
         if self.diverged_at is None and len(rest) < min(_GIVEN_UP, self.lock.evaluations):
             return False
-        return self.lock.gentler() is not None and all(u < (began + self.task.chance) / 2 for _, u, _ in rest)
+        return self.lock.gentler() is not None and all(u < _halfway(began, self.task) for _, u, _ in rest)
 
     def released(self) -> Model:
         """The trained model in the checkpoint's own dtypes: what would be published, so what is judged."""
@@ -339,6 +362,42 @@ class _Guard:
         self.curve, self.best_state = state["curve"], state["best_state"]
         vars(self.operations).update(state["operations"])
         self.best_step, self.best_utility, self.best_strength = state["best"]
+
+
+class _Seen:
+    """What a control's training keeps of the retain task, looked at where the lock itself was."""
+
+    def __init__(self, lock: Lock, base: Model, task: Task) -> None:
+        self.lock, self.base, self.task = lock, base, task
+        self.due = _due(lock, task) if lock.gentler() else set()
+        self.utilities: list[float] = []
+
+    def at_chance(self, step: int, trained: Model) -> bool:
+        """Whether the lock would be given up here."""
+        if step not in self.due:
+            return False
+        self.utilities.append(self.task.score(trained.in_dtypes_of(self.base), "validation"))
+        began, *rest = self.utilities
+        if len(rest) < min(_GIVEN_UP, self.lock.evaluations):
+            return False
+        return not any(utility >= _halfway(began, self.task) for utility in rest)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"utilities": self.utilities}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.utilities = state["utilities"]
+
+
+def _due(lock: Lock, task: Task) -> set[int]:
+    """The steps after which utility is looked at."""
+    total = lock.total_steps(task)
+    return {round(total * i / lock.evaluations) for i in range(lock.evaluations + 1)}
+
+
+def _halfway(began: float, task: Task) -> float:
+    """Utility halfway from where it began to chance."""
+    return (began + task.chance) / 2
 
 
 def _after(given_up: Card, locked: Locked) -> Locked:
