@@ -427,9 +427,10 @@ def test_no_control_no_student_no_public(make_record: Callable[..., Record]) -> 
         assert f'<tr class="{name}' not in page
     assert "No student was attacked" in text_of(section(page, "figures"))
     assert "No control: the control diverged." in text_of(section(page, "strongest"))
-    record.locked |= {"no_control": None, "control": {"utility": 0.61, "utility_base": 0.95}}
+    record.locked |= {"no_control": None, "control": {"utility": 0.61, "utility_base": 0.95, "given_up": 1}}
     said = text_of(section(render(record), "strongest"))
-    assert "The control does the retain task at 61.0% of the validation split, the base at 95.0%." in said
+    assert "The control does the retain task at 61.0% of the validation split, the base at 95.0%; " in said
+    assert "its training began again, gentler, 1 time." in said
 
 
 @pytest.mark.usefixtures("undrawn")
