@@ -155,12 +155,12 @@ records-tune: records-pairs
 	$(BIN)/speclock audit out/resnet/tuned/locked out/resnet/undo --base out/resnet/base --retain-task $(FIVE) \
 	    --attack-task $(UNSEEN) --student $(IMAGES) --out results/resnet-unseen
 	$(BIN)/speclock tune out/guard/base --task jailbreak --attack-task $(GROUPS) --max-length 32 \
-	    --max-utility-drop 0.01 --trials 6 --locks undo:steps=300,undo:steps=300+specdef --steps 16 --jobs 2 --resume \
+	    --max-utility-drop 0.01 --trials 5 --locks undo:steps=300,undo:steps=300+specdef --steps 16 --jobs 2 --resume \
 	    --out out/guard/tuned
 	mkdir -p results/guard-tuned
 	cp out/guard/tuned/tune.json out/guard/tuned/frontier.svg results/guard-tuned
 	$(BIN)/speclock audit out/guard/undo out/guard/tuned/locked --base out/guard/base $(GUARD) --student --steps 32 \
-	    --seeds 3 --jobs 2 --own-lock --resume --out results/guard
+	    --seeds 3 --jobs 2 --resume --out results/guard
 
 # A language model on a text of one's own: SmolLM2 keeps its own answers to general questions, and is to be kept from
 # Python's reference manual, of which the attacker has 32 passages.
