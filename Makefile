@@ -155,7 +155,7 @@ records-tune: records-pairs
 	$(BIN)/speclock audit out/resnet/tuned/locked out/resnet/undo --base out/resnet/base --retain-task $(FIVE) \
 	    --attack-task $(UNSEEN) --student $(IMAGES) --out results/resnet-unseen
 	$(BIN)/speclock tune out/guard/base --task jailbreak --attack-task $(GROUPS) --max-length 32 \
-	    --max-utility-drop 0.01 --trials 5 --locks undo:steps=300,undo:steps=300+specdef --steps 16 --jobs 2 --resume \
+	    --max-utility-drop 0.01 --trials 4 --locks undo:steps=300,undo:steps=300+specdef --steps 16 --jobs 2 --resume \
 	    --out out/guard/tuned
 	mkdir -p results/guard-tuned
 	cp out/guard/tuned/tune.json out/guard/tuned/frontier.svg results/guard-tuned
