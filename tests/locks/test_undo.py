@@ -327,10 +327,12 @@ def test_a_control_that_is_brought_to_chance_begins_again_as_the_lock_does(
     least = digits.divided().score(base) - 0.3
     asked = {
         "not to": harsh.control(base, digits, stop_at=6, begin_again=False),
-        "too soon to say": harsh.control(base, digits, stop_at=2),
+        "too soon to say": harsh.control(base, digits, stop_at=2, spectral=True),
         "for ever": replace(harsh, rate=1024.0).control(base, digits, stop_at=6),
     }
     assert [found.given_up for found in asked.values()] == [0, 0, 3]
+    late = replace(harsh, evaluations=3).control(base, digits, stop_at=2)
+    assert late.given_up == 2, "where nothing was removed, chance at the end is no lack of teaching"
     for why, found in asked.items():
         assert digits.divided().score(found.model) < least, why
 

@@ -29,9 +29,9 @@ _DRAWS_APART = 0.15
 """Utility that one lock may have more under one draw of its noise than under another. What was not taught at all has
 lost most of it."""
 
-CONTROL_RULES = 2
+CONTROL_RULES = 3
 """How a control is trained, and a lock repeated: what is kept of them is bound to it. 2: a training that brings the
-model to chance begins again, gentler."""
+model to chance begins again, gentler. 3: so does one that ends there, where nothing was removed."""
 
 REPEATED_ON = 500
 """Validation examples on which the utility of a repeated lock is compared with the file's, and a control's with the

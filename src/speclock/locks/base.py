@@ -214,7 +214,8 @@ class Lock(ABC):
                 return control, True
             if step.index >= stop_at:
                 break
-        return control.in_dtypes_of(model), False
+        # Where nothing was removed, what ends at chance has been ruined, and is not yet to be taught.
+        return control.in_dtypes_of(model), not spectral and seen.ruined(control)
 
     def _card(self, base: Model, locked: Model, task: Task, guard: _Guard, meter: Meter) -> Card:
         from speclock.locks.card import FORMAT
@@ -376,11 +377,18 @@ class _Seen:
         """Whether the lock would be given up here."""
         if step not in self.due:
             return False
-        self.utilities.append(self.task.score(trained.in_dtypes_of(self.base), "validation"))
+        self.utilities.append(self._utility(trained))
         began, *rest = self.utilities
         if len(rest) < min(_GIVEN_UP, self.lock.evaluations):
             return False
         return not any(utility >= _halfway(began, self.task) for utility in rest)
+
+    def ruined(self, trained: Model) -> bool:
+        """Whether it ends nearer to chance than to where it began."""
+        return bool(self.due) and not self._utility(trained) >= _halfway(self.utilities[0], self.task)
+
+    def _utility(self, trained: Model) -> float:
+        return self.task.score(trained.in_dtypes_of(self.base), "validation")
 
     def state_dict(self) -> dict[str, Any]:
         return {"utilities": self.utilities}
