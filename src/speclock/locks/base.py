@@ -193,29 +193,31 @@ class Lock(ABC):
             for given_up in range(_BEGUN_AGAIN + 1):
                 place = kept / f"attempt-{given_up}"
                 place.mkdir(exist_ok=True)
-                control, collapsed = lock._controlled(model, task, stop_at, spectral, place)
-                gentler = lock.gentler() if begin_again and collapsed and given_up < _BEGUN_AGAIN else None
-                if gentler is None:
+                gentler = lock.gentler() if begin_again and given_up < _BEGUN_AGAIN else None
+                control, collapsed = lock._controlled(
+                    model, task, stop_at, spectral, place, last=gentler is None
+                )
+                if gentler is None or not collapsed:
                     break
                 lock = gentler
         return Control(control, lock, given_up)
 
     def _controlled(
-        self, model: Model, task: Task, stop_at: int, spectral: bool, folder: Path
+        self, model: Model, task: Task, stop_at: int, spectral: bool, folder: Path, *, last: bool
     ) -> tuple[Model, bool]:
-        """One attempt at a control, and whether it was given up as brought to chance."""
+        """One attempt at a control, and whether it brought the model to chance; the last one goes to its end anyway."""
         seen = _Seen(self, model, task)
         control = model.in_fp32()
         for step in self.trajectory(control, task, spectral=spectral, run=Run.in_folder(folder, seen)):
             if step.diverged:
                 what = self.name if spectral else f"the control of {self.name}"
                 raise InputError(f"{what} diverged at step {step.index}: its lr is too high.")
-            if seen.at_chance(step.index, control):
+            if not last and seen.at_chance(step.index, control):
                 return control, True
             if step.index >= stop_at:
                 break
         # Where nothing was removed, what ends at chance has been ruined, and is not yet to be taught.
-        return control.in_dtypes_of(model), not spectral and seen.ruined(control)
+        return control.in_dtypes_of(model), not last and not spectral and seen.ruined(control)
 
     def _card(self, base: Model, locked: Model, task: Task, guard: _Guard, meter: Meter) -> Card:
         from speclock.locks.card import FORMAT
