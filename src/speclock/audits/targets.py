@@ -23,7 +23,7 @@ from speclock.tasks.base import NOTABLE, Task
 from speclock.workspace import write_text
 
 CONTROL_MOST, CONTROL_MOST_EXAMPLES = 20_000, 2_000_000
-"""Steps and examples of the longest control that an audit trains."""
+"""Steps and examples of the longest control that an audit trains, in each of its attempts (four at most)."""
 
 _DRAWS_APART = 0.15
 """Utility that one lock may have more under one draw of its noise than under another. What was not taught at all has
