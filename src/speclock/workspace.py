@@ -25,12 +25,17 @@ _FILLING = ".filling"
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all (temporary file, flush to disk, rename)."""
     with _readable_os_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             # mkstemp makes files private; an output is as readable as any other file of the user's.

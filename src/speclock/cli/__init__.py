@@ -26,6 +26,10 @@ COMMANDS = {
     "audit": "Say what a lock is worth.",
     "report": "Write the report of an audit again.",
     "reproduce": "The paper's figures and tables.",
+    "key": "Write the key that unlocks a locked model.",
+    "unlock": "Make the base of a locked model and its key.",
+    "sign": "Lay a signed manifest beside a locked model.",
+    "verify": "Say whether a copy is as released, and carries its lock.",
 }
 
 

@@ -27,7 +27,7 @@ _TOKENIZERS = (
     "tekken.json",
 )
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
-_MAY_HOLD_WEIGHTS = _PICKLES | {".safetensors", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".pkl", ".zip"}
+MAY_HOLD_WEIGHTS = _PICKLES | {".safetensors", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".pkl", ".zip"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def further_weights(folder: Folder) -> list[str]:
     return sorted(
         str(file.relative_to(folder.path))
         for file in folder.path.rglob("*")
-        if file.suffix.lower() in _MAY_HOLD_WEIGHTS and file not in folder.weights
+        if file.suffix.lower() in MAY_HOLD_WEIGHTS and file not in folder.weights
     )
 
 
