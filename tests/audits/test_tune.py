@@ -116,7 +116,7 @@ def test_what_a_lock_is_given_is_not_drawn() -> None:
     spec = "specdef:optimizer=sgd,lr=0.1,retain=task+kl"
     trial = optuna.trial.FixedTrial(
         {"lock": f"undo+{spec}", "undo.beta": 0.5, "undo.bottleneck": 0.25, "undo.lr": 3e-4, "undo.steps": 300,
-         "specdef.alpha": 0.125, "specdef.top_k": 2, "specdef.steps": 20}
+         "specdef.alpha.odds": 1 / 7, "specdef.top_k": 2, "specdef.steps": 20}
     )  # fmt: skip
     drawn = module._drawn(trial, [f"undo+{spec}"])
     assert drawn == (f"undo:beta=0.5,bottleneck=0.25,lr=3e-4,steps=300+{spec},alpha=0.125,top_k=2,steps=20")

@@ -10,6 +10,7 @@ import pytest
 from speclock.experiments.claims import (
     FALLS,
     HOLDS,
+    NONE,
     PART,
     SILENT,
     UNTOLD,
@@ -195,6 +196,19 @@ def test_what_stalls_is_told_from_what_has_no_score(what: dict[str, Any], verdic
     assert verdict in trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
 
 
+def test_a_printed_seed_that_diverged_stands_at_chance() -> None:
+    rows = printed(0.8, 0.5) + searched(0.9, 0.15, 0.95, None)
+    rows[1] |= {"runs": 3, "diverged": 2, "seeds": [0.5]}
+    said = trained_no_more(rows, "KMNIST").searched
+    assert "it trains less far: as printed, 23.3%" in said
+
+
+def test_a_column_that_is_not_searched_is_judged_as_printed() -> None:
+    claim = trained_no_more(printed(0.8, 0.1), "KMNIST")
+    assert HOLDS in claim.printed
+    assert claim.searched == NONE
+
+
 def test_a_printed_attack_that_trains_is_training() -> None:
     said = trained_no_more(printed(0.8, 0.5) + searched(0.9, 0.15, 0.95, None), "KMNIST").searched
     assert "it trains less far: as printed, 50.0%" in said
@@ -252,7 +266,7 @@ def test_a_search_over_settings_is_told() -> None:
     (weak,) = tuning([row | {"measured": 0.75}])
     assert weak.searched.startswith("none locks: specdef:alpha=0.1 leaves 75.0%")
     (none,) = tuning([row | {"lock": ""}])
-    assert none.searched.startswith("none locks within 1% of utility")
+    assert none.searched.startswith("none locks within 1.00% of the validation split's utility")
 
 
 def classes(**scores: list[tuple[float, float]]) -> list[dict[str, Any]]:

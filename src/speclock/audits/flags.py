@@ -156,6 +156,8 @@ def edge_of_grid(record: Record) -> str | None:
         if best is None or "lr" not in best.runs[0].config:
             continue
         lr, family = best.runs[0].config["lr"], best.runs[0].family
+        if family in _beside_a_search(record):
+            continue
         rates = {
             run.config["lr"]
             for run in record.runs
@@ -224,9 +226,11 @@ def collapsed(record: Record) -> str | None:
 def only_divergence(record: Record) -> str | None:
     """Sweep lower learning rates and clip gradients: a run that blew up is no evidence that training is slow."""
     families: dict[str, dict[str, dict[float, RunRecord]]] = {}
+    others = _beside_a_search(record)
     for run in record.runs:
         # A probe takes no step that could blow up.
-        if run.stage == "search" and run.target in ("base", "locked") and run.kind != "probe":
+        counts = run.target in ("base", "locked") and run.kind != "probe" and run.family not in others
+        if run.stage == "search" and counts:
             of = families.setdefault(run.family, {"base": {}, "locked": {}})
             of[run.target][run.config.get("lr", 0.0)] = run
     found = []
@@ -248,6 +252,16 @@ def only_divergence(record: Record) -> str | None:
         f"{len(found)} of {len(families)} families blew up on the locked model at every rate at which the base learns "
         f"({_listed(found)})"
     )
+
+
+def _beside_a_search(record: Record) -> set[str]:
+    """Listed families whose optimizer another family searches: that one says what its other rates do."""
+    listed, searched = set(record.suite["listed"] or ()), dict[str, set[tuple[str, str]]]()
+    for run in record.runs:
+        if "optimizer" in run.config:
+            searched.setdefault(run.family, set()).add((run.attack, run.config["optimizer"]))
+    there = {pair for family, pairs in searched.items() if family not in listed for pair in pairs}
+    return {family for family in listed if searched.get(family, set()) & there}
 
 
 def only_in_half_precision(record: Record) -> str | None:
@@ -455,9 +469,13 @@ def seeds_disagree(record: Record) -> str | None:
 def bad_seeds(record: Record) -> str | None:
     """Look at these runs, and run more seeds: each without a score was counted at what the attacker has anyway."""
     for target in ("locked", "base"):
+        best = strongest(record, target)
         for group in finals(record.runs, target).values():
             bad = [run for run in group if run.test is None]
-            if 0 < len(bad) < len(group):
+            # What is visibly behind with its best seed would hardly be ahead with all of them.
+            hopes = max((run.test for run in group if run.test is not None), default=0.0)
+            behind = best is not None and hopes < best.score - _notable(record.attack_task)
+            if 0 < len(bad) < len(group) and not behind:
                 return (
                     f"{len(bad)} of {len(group)} runs of {bad[0].title} on the {target} model ended without a score "
                     f"({bad[0].status}{f' {bad[0].reason}' if bad[0].reason else ''})"

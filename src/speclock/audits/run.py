@@ -37,8 +37,9 @@ from speclock.workspace import kept_in
 _TOP_K = 8
 """Singular values of each weight matrix that a record keeps."""
 
-RULES = 10
-"""How kept runs were made: raised by any change of the loop, the attacks or the search that would give others."""
+RULES = 11
+"""How kept runs were made: raised by any change of the loop, the attacks or the search that would give others. 11: XMat
+descends without momentum, as its authors' does."""
 RULES_OF_AUDITS = f"{RULES}.{CONTROL_RULES}"
 """How whole audits are made: what is made of several of them must be made of alike ones."""
 

@@ -212,6 +212,10 @@ def _drawn(trial: optuna.Trial, locks: Sequence[str]) -> str:
                 continue
             if span.whole:
                 values[field] = str(trial.suggest_int(key, int(span.low), int(span.high), log=span.log))
+            elif span.odds:
+                low, high = (share / (1 - share) for share in (span.low, span.high))
+                odds = trial.suggest_float(f"{key}.odds", low, high, log=True)
+                values[field] = short(odds / (1 + odds))
             else:
                 values[field] = short(trial.suggest_float(key, span.low, span.high, log=span.log))
         parts.append(":".join([name, ",".join(f"{field}={value}" for field, value in values.items())]))

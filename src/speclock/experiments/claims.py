@@ -29,7 +29,7 @@ WORTH = 0.05
 
 DOUBTS = (
     *("utility_broken", "attack_fails_on_base", "budget_too_small", "still_rising", "edge_of_grid"),
-    *("only_divergence", "fails_on_locked_alone", "gradients_blocked", "lock_did_nothing", "bad_seeds"),
+    *("only_divergence", "fails_on_locked_alone", "gradients_blocked", "bad_seeds"),
 )
 """Flags under which an audit that found no way in does not say that there is none."""
 REMARKS = (
@@ -102,7 +102,7 @@ def tuning(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
             if r["measured"] > r["base"] - 2 * NEAR:
                 found = f"none locks: {found}"
         else:
-            found = f"none locks within {percent(r['max_utility_drop'], 0)} of utility ({tried})"
+            found = f"none locks within {percent(r['max_utility_drop'], 2)} of the validation split's utility ({tried})"
         yield Claim("Not in the paper: the strongest lock of its kind for a point of utility", NONE, found)
 
 
@@ -112,10 +112,16 @@ def trained_no_more(rows: Sequence[dict[str, Any]], column: str) -> Claim:
     of = [r for r in rows if r.get("column") == column]
     claim = f"The locked model does not learn {column}{_papers([r for r in of if r['target'] == 'locked'])}"
     printed = [r for r in of if r["block"] == "as printed"]
-    best = max((r["measured"] for r in printed if r["target"] == "locked"), default=0.0)
+    best = max((_with_chance(r) for r in printed if r["target"] == "locked"), default=0.0)
     searched = [r for r in of if r["block"] == "searched"]
     said = f"{SILENT}, {why}" if why else "; ".join(_as_printed(printed))
     return Claim(claim, said, search_of(searched, best))
+
+
+def _with_chance(r: dict[str, Any]) -> float:
+    """The mean over a printed attack's seeds, one that diverged at chance."""
+    ended = [] if _all_diverged(r) else r["seeds"]
+    return float(sum(ended) + (r["runs"] - len(ended)) * r["chance"]) / r["runs"]
 
 
 def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -270,6 +276,8 @@ def diverged_of(row: dict[str, Any]) -> str:
 def search_of(rows: Sequence[dict[str, Any]], printed: float = 0.0) -> str:
     """What the audits of a row's locks found; ``printed`` is what the first lock's model reached as printed."""
     locked = [r for r in rows if r["target"] == "locked"]
+    if not locked:
+        return NONE
     return "; ".join(_of_lock(r, printed if r["lock"] == locked[0]["lock"] else 0.0) for r in locked)
 
 

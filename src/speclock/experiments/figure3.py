@@ -66,6 +66,9 @@ class Figure3(TextModel):
             label="locked, searched",
         )
         axes.axhline(searched["base"]["floor"], color=COLORS["muted"], lw=0.8, ls=(0, (4, 2)), label="floor")
-        axes.set(xscale="log", xlabel="learning rate", ylabel="accuracy", ylim=(0, 1))
+        metric = "F1" if self.others[0].column == "QQP" else "accuracy"
+        axes.set(
+            xscale="log", xlabel="learning rate", ylabel=f"{self.others[0].column}, {metric}", ylim=(0, 1)
+        )
         axes.legend(frameon=False, fontsize=8)
         return figure

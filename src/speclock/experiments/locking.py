@@ -21,7 +21,7 @@ from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
 from speclock.audits.intervals import change_interval
 from speclock.audits.run import CURVE_EXAMPLES, RULES_OF_AUDITS
-from speclock.audits.suite import SCRATCH, Family, Suite, around, listed
+from speclock.audits.suite import Family, Suite, around, listed
 from speclock.audits.tune import Trial, chosen, tune
 from speclock.environment import environment
 from speclock.experiments.audited import audited_in, fell_back, rows_by_optimizer, searched_rows
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 
 UNGUARDED = ",max_utility_drop=1,evaluations=1"
 """Of a lock as the paper has it: nothing watches its utility, and its last state is taken."""
-_POINT, _HALF = 0.01, 0.005
-"""Utility that a tuned lock may lose, and what it may lose on the validation split, by which it is chosen: the best of
-many states of many locks does worse on a split that it was not chosen by."""
+_ALLOWED = 0.0075
+"""Utility that a tuned lock may lose on the validation split, for it to lose a point at most on the test split: the
+best of many states of many locks does worse on a split that it was not chosen by."""
 REACH = 4
 """Decades beyond the rates that a search starts from that it tries while nothing learns: where the weights are worth
 no more than the floor, that training stalls is all that there is to be said for a lock."""
@@ -87,6 +87,8 @@ class Other:
     """Of a task that the model's own head answers, the paper's scores of base and locked model before any attack."""
     beside: tuple[float, float] | None = None
     """Of a task with others beside it, the paper's scores of those afterwards: a backdoored model's clean score."""
+    searched: bool = True
+    """Whether it is audited too, beside the printed attacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,7 @@ class Locking(Experiment):
         for other in self.others:
             rows += [*at.before(other), *at.printed(other)]
             seen = self.proxy and parse(other.task).base == parse(self.proxy).base
-            for lock in (*self.all_locks, *(() if seen else at.tuned)):
+            for lock in (*self.all_locks, *(() if seen else at.tuned)) if other.searched else ():
                 rows += at.searched(other, lock)
         return [*rows, *at.curvatures()]
 
@@ -206,9 +208,9 @@ class Locking(Experiment):
             floor = next((r["floor"] for r in found if r["block"] == "searched"), None)
             names = []
             for r in found:
-                if r["block"] == "as printed":
+                if r["block"] == "as printed" and r["diverged"] < r["runs"]:
                     name = f"{r['optimizer']}, as printed"
-                elif r["target"] in ("base", "locked"):
+                elif r["block"] == "searched" and r["target"] in ("base", "locked") and r["scored"]:
                     name = "searched" if r["lock"] in ("", self.lock) else f"{name_of(r['lock'])}, searched"
                 else:
                     continue
@@ -375,7 +377,7 @@ class _Place:
             self.base,
             self.retain,
             self.task(self.of.proxy),
-            max_utility_drop=_HALF,
+            max_utility_drop=_ALLOWED,
             locks=self.of.tuned_from,
             first=(self.of.lock.removesuffix(UNGUARDED), *self.of.tuned_first),
             trials=self.of.trials,
@@ -389,8 +391,8 @@ class _Place:
     @cached_property
     def tuned(self) -> tuple[str, ...]:
         """The strongest that it found for a point of utility."""
-        best = chosen(self.trials, _HALF, "score")
-        return () if best is None else (f"{best.lock},max_utility_drop={_HALF}",)
+        best = chosen(self.trials, _ALLOWED, "score")
+        return () if best is None else (f"{best.lock},max_utility_drop={_ALLOWED}",)
 
     # -- rows ----------------------------------------------------------------------------------------------
 
@@ -399,7 +401,7 @@ class _Place:
         tried on."""
         if not self.trials:
             return
-        best = chosen(self.trials, _HALF, "score")
+        best = chosen(self.trials, _ALLOWED, "score")
         yield row(
             [1.0 if best is None else best.score],
             block="tuning",
@@ -411,7 +413,7 @@ class _Place:
             strongest_attack=best and best.strongest_attack,
             base=best and best.base,
             worth=best and best.worth,
-            max_utility_drop=_POINT,
+            max_utility_drop=_ALLOWED,
             every=[asdict(trial) for trial in self.trials],
         )
 
@@ -665,6 +667,6 @@ class _Place:
             ),
             finalists=self.of.finalists,
             extended=False,
-            # As in `quick`: AdamW, which trains any network from scratch.
-            scratch=SCRATCH[:1] if self.of.from_scratch else (),
+            # As in `quick`: AdamW, which trains any network from scratch; in batches like the attacks'.
+            scratch=(around(FineTune, 3e-4, batch_size=self.of.batch_size),) if self.of.from_scratch else (),
         )

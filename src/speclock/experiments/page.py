@@ -21,7 +21,8 @@ that an attacker has without the weights (training from scratch may take eight t
 over seeds of the runs that did not diverge, with the lowest and the highest in brackets; lock by lock it is an audit's,
 a seed without a score at the floor, with its 95% interval. Intervals beside the paper's numbers are Student's. Where
 the base is worth no more than the floor, a claim is about trainability alone, and is judged by whether any training on
-the locked model works, a seed without a score at chance.
+the locked model works, a seed without a score at chance. That a lock keeps the utility to within a point is said where
+the whole 95% interval of the change lies above that: with a few hundred test examples it seldom can.
 """
 
 

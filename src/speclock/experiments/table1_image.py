@@ -10,11 +10,17 @@ from speclock.experiments.locking import UNGUARDED, Locking, Other, Printed
 # B.2: "we use this exact same set up to lock".
 _SETUP = {"optimizer": "adadelta", "lr": 1.0, "schedule": "step", "gamma": 0.7, "batch_size": 32}
 LOCK = "specdef:alpha=0.5,top_k=1,retain=task,optimizer=adadelta,lr=1.0,schedule=step,gamma=0.7,batch_size=32"
-TUNED = (
-    "specdef:retain=task,batch_size=32,optimizer=adam,steps=4000,evaluations=20",
-    "specdef:retain=task,batch_size=32,optimizer=adadelta,lr=1.0,steps=4000,evaluations=20",
+TUNED = tuple(
+    f"specdef:retain=task,batch_size=32,evaluations=20,{how}"
+    for how in (
+        "optimizer=adam,schedule=linear,steps=4000",
+        "optimizer=adam,schedule=linear,epochs=10",
+        "optimizer=adadelta,lr=0.3,schedule=linear,steps=4000",
+        "optimizer=adadelta,lr=1.0,schedule=step,gamma=0.7,epochs=10",
+    )
 )
-"""As long as the pull takes to matter; the guard keeps the strongest state on the way."""
+"""α, k and Adam's rate are drawn. All rates fall towards the end: at a constant one, what the pull costs is never
+mended, and the guard keeps an early state."""
 TUNED_FIRST = tuple(
     f"{LOCK.replace('alpha=0.5', f'alpha={alpha:g}')},epochs=10,evaluations=20" for alpha in (0.7, 0.85, 0.95)
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from speclock.experiments.locking import UNGUARDED, Locking, Other, Printed, SeveralModels
@@ -34,7 +34,7 @@ class TextModel(Locking):
     departures: ClassVar[tuple[str, ...]] = (
         "the lock's optimizer, rate and schedule are not given: they are the training's",
         "batches are of texts of like length, where that spares a tenth of the tokens",
-        "the three seeds are of the attacks; base and lock are made once",
+        "the three seeds are of the attacks, which have a schedule like the training's; base and lock are made once",
     )
     name: ClassVar[str] = "table1-text"
     title: ClassVar[str] = "A locked language model keeps its task and is trained for others"
@@ -55,10 +55,10 @@ ENCODER = {"model": "minilm", "instead_of": "DeBERTa-v3-xsmall"}
 COLUMNS = ("RTE", "QQP", "QNLI")
 
 
-def encoder(size: str, columns: Sequence[str] = COLUMNS, **settings: Any) -> TextModel:
-    """The paper's DeBERTa-v3-xsmall, for which MiniLM stands in where there is no hub, and these columns."""
+def encoder(size: str, searched: Sequence[str] = COLUMNS, **settings: Any) -> TextModel:
+    """The paper's DeBERTa-v3-xsmall, for which MiniLM stands in where there is no hub; these columns are audited."""
     every = others(size, (0.69, 0.83, 0.85), (0.52, 0.42, 0.45))
-    found = tuple(other for other in every if other.column in columns)
+    found = tuple(replace(other, searched=other.column in searched) for other in every)
     return TextModel(**{**ENCODER, "utility": (0.90, 0.90), "others": found, **settings})
 
 
@@ -116,9 +116,9 @@ class Table1Text(SeveralModels):
         "smoke": {"models": (encoder("", **SMOKE),)},
         "small": {
             "models": (
-                # Of the three columns the one that some hundreds of pairs teach: pilots on the validation splits of
-                # the others stayed near chance without any lock.
-                encoder("@400/731", columns=LEARNT, **SMALL),
+                # Of the three columns one is taught by some hundreds of pairs: pilots on the validation splits of
+                # the others stayed near chance without any lock, and they are attacked as printed alone.
+                encoder("@400/731", searched=LEARNT, **SMALL),
                 decoder("@300/500", columns=LEARNT, **SMALL_DECODER),
             )
         },

@@ -98,6 +98,7 @@ class Table2(SeveralModels):
     departures: ClassVar[tuple[str, ...]] = (
         "the lock's k, optimizer, rate and schedule are not given: they are Table 1's",
         "929 distinct jailbreaks, as few packages carry more, near copies on one side of the split",
+        "half of the attack's prompts carry the trigger, and its rate has no schedule: neither is given",
         "the three seeds are of the attacks; guard and lock are made once",
     )
     name: ClassVar[str] = "table2"

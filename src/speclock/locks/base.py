@@ -57,6 +57,8 @@ class Span(NamedTuple):
     high: float
     log: bool = False
     whole: bool = False
+    odds: bool = False
+    """Of a share, whose odds are searched by their logarithm: as closely towards 1 as towards 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

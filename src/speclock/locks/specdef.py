@@ -38,7 +38,7 @@ class SpecDef(TrainingRecipe, SpectralLock):
 
     name: ClassVar[str] = "specdef"
     tuned: ClassVar[Mapping[str, Span]] = {
-        "alpha": Span(0.01, 0.9, log=True),
+        "alpha": Span(0.01, 0.99, odds=True),
         "top_k": Span(1, 16, log=True, whole=True),
         "lr": Span(5e-5, 5e-4, log=True),
         "steps": Span(20, 200, log=True, whole=True),

@@ -118,7 +118,6 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "xmat": Optimizer(
         "speclock.optimizers.xmat:XMat",
         "PSGD: diagonal plus anti-diagonal inverse Hessian fitted by Hessian-vector products",
-        {"momentum": 0.9},
         needs=Needs.GRAPH,
     ),
     "lbfgs": _torch(
