@@ -304,6 +304,7 @@ def test_a_page_of_the_records_that_there_are_names_those_that_there_are_not(
     assert "steps" in text
     assert "Not run yet: figure2, " in text
     assert [path.name for path in tmp_path.glob("*.json")] == ["figure1.json"]
+    assert (tmp_path / "figure1.svg").read_text() == (made / "figure1.svg").read_text()
 
 
 def test_a_row_has_its_interval() -> None:

@@ -27,7 +27,9 @@ from speclock.registry import unknown
     help="Where `all` writes what the records say of the paper's claims.  [default: OUT/results.md]",
 )
 @click.option(
-    "--present", is_flag=True, help="With `all`: make no record, and write the page of those that there are."
+    "--present",
+    is_flag=True,
+    help="With `all`: make no record; draw the figures of those that there are again, and write the page.",
 )
 @click.option(
     "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes that share an audit."
@@ -52,7 +54,7 @@ def command(
     Example: speclock reproduce figure1 --scale paper --out results/figures
     """
     from speclock.errors import InputError
-    from speclock.experiments.base import made_otherwise, reproduce
+    from speclock.experiments.base import made_otherwise, reproduce, save_figure
     from speclock.experiments.page import page as page_of
     from speclock.workspace import write_text
 
@@ -72,6 +74,8 @@ def command(
                     f"{there} was made with other settings or rules; delete it to have it made again.",
                     err=True,
                 )
+            elif present:
+                save_figure(EXPERIMENTS[each].at(record["scale"]), record["rows"], out)
         elif present:
             continue
         else:
