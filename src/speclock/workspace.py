@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all (temporary file, flush to disk, rename)."""
-    with _readable_os_errors(path):
+    with readable_os_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -55,7 +55,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     _finish(path)
     check_free(path)
-    with _readable_os_errors(path):
+    with readable_os_errors(path):
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -90,7 +90,7 @@ def _finish(path: Path) -> None:
     filling = path / _FILLING
     if not filling.is_dir():
         return
-    with _readable_os_errors(path):
+    with readable_os_errors(path):
         # A folder without config.json is no model, one without its record no result: these come last.
         for entry in sorted(filling.iterdir(), key=lambda e: (e.suffix == ".json", e.name == "config.json")):
             os.replace(entry, path / entry.name)
@@ -109,7 +109,7 @@ def kept_in(folder: Path | None) -> Iterator[Path]:
 
 def check_free(path: Path) -> None:
     """Raise :class:`InputError` unless ``path`` is missing or an empty folder."""
-    with _readable_os_errors(path):
+    with readable_os_errors(path):
         if path.is_dir():
             held = sorted(entry.name for entry in path.iterdir())
             if held:
@@ -130,14 +130,14 @@ class Workspace:
     """The record of ``OUT``, where a resumed run finds that nothing is left to do."""
 
     def __init__(self, out: Path, request: dict[str, Any], *, record: str, resume: bool = False) -> None:
-        with _readable_os_errors(out):
+        with readable_os_errors(out):
             self.out = out.resolve()
         self.folder = self.out.parent / f"{self.out.name}.partial"
         self.request = json.loads(json.dumps(request))
         kept = self.folder / "request.json"
         self.resumed = kept.exists()
         _finish(out)
-        with _readable_os_errors(self.folder):
+        with readable_os_errors(self.folder):
             done = out / record
             if resume and done.is_file():
                 # Killed after the last rename, or not at all.
@@ -201,7 +201,7 @@ def _check_same(kept: dict[str, Any], asked: dict[str, Any], folder: Path, resum
 
 
 @contextlib.contextmanager
-def _readable_os_errors(path: Path) -> Iterator[None]:
+def readable_os_errors(path: Path) -> Iterator[None]:
     """Turn what the file system refuses into one line that names the path and the mend."""
     try:
         yield

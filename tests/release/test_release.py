@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,15 +54,15 @@ def folders(before: Model, digits: Task, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def signed(folders: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     """(a signed copy of the release, the public key)."""
-    base, locked = folders
-    copy = Path(shutil.copytree(locked, tmp_path / "locked"))
+    copy = Path(shutil.copytree(folders[1], tmp_path / "locked"))
     public = new_private_key(tmp_path / "me.pem")
-    sign(describe(copy, base), copy, tmp_path / "me.pem")
+    sign(describe(copy), copy, tmp_path / "me.pem")
     return copy, public
 
 
 def copy_with(tmp_path: Path, signed: Path, changed: dict[str, Tensor]) -> Path:
     """A copy of a release with other weights, the manifest beside them."""
+    tmp_path.mkdir(exist_ok=True)
     copy = Path(shutil.copytree(signed, tmp_path / "copy"))
     save_file({**load_file(copy / WEIGHTS), **changed}, copy / WEIGHTS, metadata={"format": "pt"})
     return copy
@@ -82,6 +83,8 @@ def test_a_key_gives_the_base_back_bit_for_bit(
     assert (tmp_path / "again" / "README.md").read_text() == "what it is\n"
     assert (tmp_path / "again" / "empty.txt").read_bytes() == b""
     assert not (tmp_path / "again" / CARD).exists()  # it is the base, and locked no more
+    for file in base.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_key_is_its_owners_and_no_larger_than_what_changed(
@@ -147,22 +150,76 @@ def test_a_key_opens_its_own_release_alone(
     assert not (tmp_path / "again").exists()
 
 
-def test_a_damaged_key_is_found_out(folders: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [-1, 0.5, "what it is"])
+def test_a_damaged_key_is_found_out(where: float | str, folders: tuple[Path, Path], tmp_path: Path) -> None:
     base, locked = folders
     make_key(base, locked, tmp_path / "model.key")
     content = bytearray((tmp_path / "model.key").read_bytes())
-    content[-1] ^= 1
+    at = (
+        content.index(where.encode())
+        if isinstance(where, str)
+        else int(where if where < 0 else where * len(content))
+    )
+    content[at] ^= 1
     (tmp_path / "model.key").write_bytes(content)
     with pytest.raises(InputError, match="damaged"):
         unlock(locked, tmp_path / "model.key", tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("name", ["../outside", "manifest.json"])
+def test_what_lies_beside_the_weights_is_the_bases_own_whatever_the_release_has(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Folders, changed and missing files, metadata; weights in other formats are left out, and told."""
+    base, locked = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders)
+    (base / "part").mkdir()
+    (base / "part" / "settings.json").write_text("{}")
+    (base / "old.onnx").write_bytes(b"x")
+    save_file(load_file(base / WEIGHTS), base / WEIGHTS, metadata={"format": "pt", "made": "here"})
+    held = make_key(base, locked, tmp_path / "model.key")
+    assert held["left_out"] == ["old.onnx"]
+    (locked / "config.json").write_text((locked / "config.json").read_text() + "\n")
+    unlock(locked, tmp_path / "model.key", tmp_path / "again")
+    names = ["config.json", "part/settings.json", "empty.txt", WEIGHTS]
+    assert [
+        name for name in names if (tmp_path / "again" / name).read_bytes() != (base / name).read_bytes()
+    ] == []
+
+
+def test_a_sharded_base_comes_back_in_its_shards(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    (base / "w").mkdir(parents=True)
+    tensors = load_file(folders[0] / WEIGHTS)
+    where = {name: f"w/model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for file in set(where.values()):
+        save_file({name: tensors[name] for name in tensors if where[name] == file}, base / file)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    shutil.copy(folders[0] / "config.json", base)
+    locked = Path(shutil.copytree(folders[1], tmp_path / "locked"))
+    (locked / CARD).unlink()  # of a base in one file
+    make_key(base, locked, tmp_path / "model.key")
+    unlock(locked, tmp_path / "model.key", tmp_path / "again")
+    for file in set(where.values()):
+        assert (tmp_path / "again" / file).read_bytes() == (base / file).read_bytes()
+
+
+def test_a_key_is_made_of_the_base_that_the_card_names_and_lies_outside_the_release(
+    folders: tuple[Path, Path], signed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, locked = folders
+    other = tmp_path / "other"
+    models.save(models.load("cnn-mlp", labels=models.load(base).labels, seed=5), other)
+    with pytest.raises(InputError, match="is not the base"):
+        make_key(other, locked, tmp_path / "key")
+    with pytest.raises(InputError, match="lies in the release"):
+        make_key(base, signed[0], signed[0] / "key")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a\nb"])
 def test_a_key_writes_no_file_outside_the_checkpoint(
     name: str, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    told = {"format": "speclock-key/1", "locked": "", "tensors": {}, "placed": {}, "beside": {name: 1}}
+    told = {"format": "speclock-key/1", "locked": "", "tensors": {}, "placed": {}, "beside": {name: "0" * 64}}
     save_file({"x": torch.zeros(1)}, tmp_path / "key", metadata={"speclock": json.dumps(told)})
     with pytest.raises(InputError, match="no file of a checkpoint"):
         unlock(folders[1], tmp_path / "key", tmp_path / "again")
@@ -177,6 +234,8 @@ def test_where_nothing_is_locked_there_is_no_key(folders: tuple[Path, Path], tmp
         make_key(base, locked, tmp_path / "key")
     with pytest.raises(InputError, match="is no key"):
         unlock(locked, tmp_path / "key", tmp_path / "again")
+    with pytest.raises(InputError, match="no such file"):
+        unlock(locked, tmp_path, tmp_path / "again")
 
 
 # -- the manifest ----------------------------------------------------------------------------------------
@@ -242,8 +301,8 @@ def test_a_manifest_that_was_edited_or_signed_by_another_is_not_the_publishers(
     manifest["name"] = "another"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     verdict = verify(folder, public)
-    assert verdict.signed is False
-    assert verdict.lock == "intact"  # as an unsigned manifest has it
+    assert (verdict.signed, verdict.lock) == (False, "unknown")
+    assert str(verdict).startswith("NOT the publisher's manifest: by it nothing can be said")
     assert not verdict.holds
     (folder / "manifest.sig").unlink()
     assert verify(folder, public).signed is False
@@ -259,9 +318,42 @@ def test_a_changed_and_a_missing_file_are_named(signed: tuple[Path, Path]) -> No
     assert not verdict.holds
 
 
-def test_a_copy_in_bf16_carries_the_lock(signed: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [("adapter_config.json", False), ("code.py", False), ("README.md", True), (".gitattributes", True)],
+)
+def test_what_could_be_loaded_beside_the_weights_is_not_as_released(
+    name: str, holds: bool, signed: tuple[Path, Path]
+) -> None:
+    (signed[0] / name).write_text("")
+    assert verify(*signed).holds is holds
+
+
+def test_a_link_to_a_folder_is_a_further_file(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (signed[0] / "code").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is no file"):
+        verify(*signed)
+
+
+def test_another_configuration_is_not_intact(signed: tuple[Path, Path]) -> None:
+    """It may have other weights loaded, by transformers' `transformers_weights` for one."""
+    (signed[0] / "config.json").write_text((signed[0] / "config.json").read_text() + " ")
+    assert verify(*signed).lock != "intact"
+
+
+def test_what_cannot_be_read_as_a_model_is_said_beside_the_files(signed: tuple[Path, Path]) -> None:
+    (signed[0] / WEIGHTS).write_bytes((signed[0] / WEIGHTS).read_bytes()[:-5])
+    verdict = verify(*signed)
+    assert (verdict.lock, verdict.changed, verdict.signed) == ("unknown", [WEIGHTS], True)
+    assert "cannot be read" in str(verdict)
+
+
+def test_a_copy_in_bf16_carries_the_lock(
+    folders: tuple[Path, Path], signed: tuple[Path, Path], tmp_path: Path
+) -> None:
     narrow = {name: value.bfloat16() for name, value in load_file(signed[0] / WEIGHTS).items()}
-    verdict = verify(copy_with(tmp_path, signed[0], narrow), signed[1])
+    verdict = verify(copy_with(tmp_path, signed[0], narrow), signed[1], base=folders[0])
     assert verdict.lock == "carried"
     assert not verdict.holds
     assert verdict.sigma_kept == pytest.approx(1, abs=0.01)
@@ -278,12 +370,12 @@ def test_a_copy_is_placed_between_the_lock_and_the_base(
 ) -> None:
     base, locked = (load_file(folder / WEIGHTS) for folder in folders)
     merged = {name: torch.lerp(locked[name], base[name], way) for name in locked}
-    verdict = verify(copy_with(tmp_path, signed[0], merged))
+    verdict = verify(copy_with(tmp_path, signed[0], merged), base=folders[0])
     assert verdict.lock == state
     assert verdict.way_back == pytest.approx(way, abs=1e-3)
 
 
-def test_clipping_the_spectrum_is_seen_without_the_base(
+def test_clipping_the_spectrum_is_seen(
     signed: tuple[Path, Path], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """A repair that knows no base: every σ above the third goes down to it."""
@@ -292,38 +384,73 @@ def test_clipping_the_spectrum_is_seen_without_the_base(
         if W.ndim >= 2:
             U, S, Vh = torch.linalg.svd(W.flatten(1), full_matrices=False)
             repaired[name] = (U @ torch.diag(S.clamp(max=S[2].item())) @ Vh).reshape(W.shape)
-    verdict = verify(copy_with(tmp_path, signed[0], repaired))
+    verdict = verify(copy_with(tmp_path, signed[0], repaired), base=folders[0])
     assert verdict.lock == "gone"
     assert verdict.sigma_kept is not None
     assert verdict.sigma_kept < 0.5
 
 
 def test_training_on_a_locked_model_leaves_the_lock_and_is_seen(
-    signed: tuple[Path, Path], digits: Task, tmp_path: Path
+    folders: tuple[Path, Path], signed: tuple[Path, Path], digits: Task, tmp_path: Path
 ) -> None:
     model = models.load(signed[0])
     train(model, digits, TrainingRecipe(optimizer="sgd", lr=1e-4, steps=20, batch_size=32))
     models.save(model, tmp_path / "trained")
-    verdict = verify(tmp_path / "trained", manifest=signed[0] / "manifest.json")
+    verdict = verify(tmp_path / "trained", manifest=signed[0] / "manifest.json", base=folders[0])
     assert verdict.lock == "carried"
     assert verdict.moved is not None
     assert verdict.moved > 0
 
 
-def test_without_the_base_a_copy_is_not_placed(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    locked = Path(shutil.copytree(folders[1], tmp_path / "locked"))
-    new_private_key(tmp_path / "me.pem")
-    sign(describe(locked), locked, tmp_path / "me.pem")
-    narrow = {name: value.bfloat16() for name, value in load_file(locked / WEIGHTS).items()}
-    verdict = verify(copy_with(tmp_path, locked, narrow))
+def test_without_the_base_a_copy_is_not_placed(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    narrow = {name: value.bfloat16() for name, value in load_file(signed[0] / WEIGHTS).items()}
+    verdict = verify(copy_with(tmp_path, signed[0], narrow))
     assert verdict.lock == "unknown"
     assert verdict.moved is not None
 
 
+def test_a_manifest_says_nothing_of_the_bases_spectrum(signed: tuple[Path, Path]) -> None:
+    """Of a lock that raises σ alone, that would be the key."""
+    told = json.loads((signed[0] / "manifest.json").read_text())
+    assert all(set(each) == {"shape", "sigma", "sketch"} for each in told["matrices"].values())
+
+
+def test_one_matrix_that_moved_far_does_not_pay_for_the_others(
+    folders: tuple[Path, Path], signed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, locked = (load_file(folder / WEIGHTS) for folder in folders)
+    large = max((name for name in base if base[name].ndim == 2), key=lambda name: base[name].numel())
+    for far in (-100, 100):
+        moved = {**base, large: locked[large] + far * (locked[large] - base[large])}
+        verdict = verify(copy_with(tmp_path / str(far), signed[0], moved), base=folders[0])
+        assert verdict.lock in ("gone", "unknown")
+
+
+def test_a_matrix_under_another_prefix_is_compared_and_those_that_are_not_there_are_told(
+    folders: tuple[Path, Path], signed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(signed[0], tmp_path / "copy"))
+    named = {f"model.{name}": value for name, value in load_file(copy / WEIGHTS).items()}
+    save_file(named, copy / WEIGHTS)
+    assert verify(copy, base=folders[0]).lock == "carried"
+    few = dict(list(named.items())[:2])
+    save_file(few, copy / WEIGHTS)
+    verdict = verify(copy, base=folders[0])
+    assert verdict.lock == "unknown"
+    assert verdict.absent
+
+
+def test_the_base_must_be_the_manifests(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    narrow = {name: value.bfloat16() for name, value in load_file(signed[0] / WEIGHTS).items()}
+    with pytest.raises(InputError, match="is not the base that the manifest speaks of"):
+        verify(copy_with(tmp_path, signed[0], narrow), base=signed[0])
+
+
 def test_another_model_is_no_copy(signed: tuple[Path, Path], tmp_path: Path) -> None:
     models.save(models.load("bert-l2-h64", labels=("a", "b")), tmp_path / "other")
-    with pytest.raises(InputError, match="shares no weight matrix"):
-        verify(tmp_path / "other", manifest=signed[0] / "manifest.json")
+    verdict = verify(tmp_path / "other", manifest=signed[0] / "manifest.json")
+    assert (verdict.lock, verdict.holds) == ("unknown", False)
+    assert "shares no weight matrix" in str(verdict)
 
 
 # -- what is refused -------------------------------------------------------------------------------------
@@ -337,6 +464,35 @@ def test_what_is_no_locked_model_is_not_signed(folders: tuple[Path, Path], tmp_p
     shutil.copy(locked / CARD, swapped / CARD)
     with pytest.raises(InputError, match="card of another model"):
         describe(swapped)
+
+
+def test_a_folder_with_a_key_in_it_is_not_signed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, locked = folders[0], Path(shutil.copytree(folders[1], tmp_path / "locked"))
+    new_private_key(tmp_path / "me.pem")
+    for make in (
+        lambda: shutil.copy(tmp_path / "me.pem", locked / "me.txt"),
+        lambda: (
+            make_key(base, locked, tmp_path / "key"),
+            shutil.copy(tmp_path / "key", locked / "model.key"),
+        ),
+    ):
+        before = set(locked.iterdir())
+        make()
+        with pytest.raises(InputError, match="is a key, which whoever gets the folder"):
+            describe(locked)
+        for file in set(locked.iterdir()) - before:
+            file.unlink()
+    describe(locked)
+
+
+def test_a_new_key_has_the_password_that_there_is(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    new_private_key(tmp_path / "mine.pem", "secret")
+    assert "ENCRYPTED" in (tmp_path / "mine.pem").read_text()
+    sign(describe(signed[0]), signed[0], tmp_path / "mine.pem", "secret")
+    assert verify(signed[0], tmp_path / "mine.pub.pem").holds
+    for password in (None, "wrong"):
+        with pytest.raises(InputError, match="assword"):
+            sign(describe(signed[0]), signed[0], tmp_path / "mine.pem", password)
 
 
 def test_a_key_of_another_kind_is_refused(signed: tuple[Path, Path], tmp_path: Path) -> None:
@@ -358,10 +514,21 @@ def test_a_key_of_another_kind_is_refused(signed: tuple[Path, Path], tmp_path: P
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{", "Invalid JSON"), ("{}", "format"), ('{"format": "speclock-manifest/1", "name": 3}', "name")],
+    [
+        ("{", "Invalid JSON"),
+        ("{}", "format"),
+        ('{"format": "speclock-manifest/1", "name": 3}', "name"),
+        (None, "no such"),
+    ],
 )
-def test_a_manifest_that_is_none_is_refused(content: str, says: str, signed: tuple[Path, Path]) -> None:
-    (signed[0] / "manifest.json").write_text(content)
+def test_a_manifest_that_is_none_is_refused(
+    content: str | None, says: str, signed: tuple[Path, Path]
+) -> None:
+    (signed[0] / "manifest.json").unlink()
+    if content is None:
+        os.mkfifo(signed[0] / "manifest.json")  # to open it would wait for ever
+    else:
+        (signed[0] / "manifest.json").write_text(content)
     with pytest.raises(InputError, match=says):
         verify(signed[0])
 
@@ -375,13 +542,15 @@ def test_the_commands_ship_a_model(
     base, locked = folders[0], Path(shutil.copytree(folders[1], tmp_path / "locked"))
     key, mine, again = tmp_path / "model.key", tmp_path / "me.pem", tmp_path / "again"
     assert main(["key", str(locked), "--base", str(base), "--out", str(key)]) == 0
-    assert main(["sign", str(locked), "--base", str(base), "--private-key", str(mine), "--new-key"]) == 0
+    assert main(["sign", str(locked), "--private-key", str(locked / "me.pem"), "--new-key"]) == 2
+    assert main(["sign", str(locked), "--private-key", str(mine), "--new-key"]) == 0
     public = str(tmp_path / "me.pub.pem")
     assert main(["verify", str(locked), "--public-key", public]) == 0
     assert main(["unlock", str(locked), "--key", str(key), "--out", str(again)]) == 0
     capsys.readouterr()
     manifest = str(locked / "manifest.json")
-    assert main(["verify", str(again), "--public-key", public, "--manifest", manifest, "--json"]) == 1
+    asked = ["--public-key", public, "--manifest", manifest, "--base", str(base), "--json"]
+    assert main(["verify", str(again), *asked]) == 1
     verdict = json.loads(capsys.readouterr().out)
     assert (verdict["holds"], verdict["signed"], verdict["lock"]) == (False, True, "gone")
     assert verdict["way_back"] == pytest.approx(1, abs=1e-6)

@@ -17,7 +17,8 @@ from speclock.cli.options import OUT
 def command(locked: Path, base: Path, out: Path, as_json: bool) -> None:
     """Write the key that turns the locked model in LOCKED back into its base, bit for bit.
 
-    The key is as large as what the lock changed. Whoever has it and the released files has the base.
+    The key is as large as what the lock changed. Whoever has it and the released files has the base; what the lock
+    brought into another shape or dtype lies in it as it was.
 
     Example: speclock key locked --base base --out model.key
     """
@@ -33,3 +34,5 @@ def command(locked: Path, base: Path, out: Path, as_json: bool) -> None:
         f" and {held['whole']} of the base's own" if held["whole"] else ""
     )
     click.echo(f"{out}: {kept}, {held['bytes'] / 2**20:.1f} MiB. Keep it as you keep the base.")
+    if held["left_out"]:
+        click.echo(f"Left out, weights that are not loaded: {', '.join(held['left_out'])}.", err=True)

@@ -20,11 +20,19 @@ import click
     help="The release's manifest, its signature beside it, where FOLDER is a copy without them. "
     "[default: FOLDER/manifest.json]",
 )
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="The folder that was locked, for who has it: how much of the lock other weights carry is then said.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-def command(folder: Path, public_key: Path | None, manifest: Path | None, as_json: bool) -> int:
+def command(
+    folder: Path, public_key: Path | None, manifest: Path | None, base: Path | None, as_json: bool
+) -> int:
     """Say whether FOLDER is what its publisher released and, where it is not, whether it still carries the lock.
 
-    Exit 0: all of it is as released, and signed by that key where one is given; 1: it is not.
+    Exit 0: all of it is as released with nothing beside it that could be loaded, and signed by that key where one is
+    given; 1: it is not; 2: there is nothing to compare.
 
     Example: speclock verify download --public-key publisher.pub.pem
     """
@@ -33,6 +41,6 @@ def command(folder: Path, public_key: Path | None, manifest: Path | None, as_jso
 
     from speclock.release.verify import verify
 
-    verdict = verify(folder, public_key, manifest)
+    verdict = verify(folder, public_key, manifest, base)
     click.echo(json.dumps({"holds": verdict.holds, **asdict(verdict)}, indent=1) if as_json else str(verdict))
     return 0 if verdict.holds else 1
