@@ -121,6 +121,9 @@ def test_what_a_lock_is_given_is_not_drawn() -> None:
     drawn = module._drawn(trial, [f"undo+{spec}"])
     assert drawn == (f"undo:beta=0.5,bottleneck=0.25,lr=3e-4,steps=300+{spec},alpha=0.125,top_k=2,steps=20")
     assert lock_named(drawn).parts[1].optimizer == "sgd"  # type: ignore[union-attr]
+    epochs = "specdef:epochs=10,alpha=0.5,lr=1e-3"
+    drawn = module._drawn(optuna.trial.FixedTrial({"lock": epochs, "specdef.top_k": 2}), [epochs])
+    assert drawn == f"{epochs},top_k=2"
 
 
 def of(number: int, drop: float, uplift: float, status: str = "audited") -> Trial:

@@ -208,7 +208,8 @@ def _drawn(trial: optuna.Trial, locks: Sequence[str]) -> str:
         values = dict(setting.split("=", 1) for setting in said.split(",") if setting)
         for field, span in LOCKS[name].tuned.items():
             key = f"{name}.{field}"
-            if field in values:
+            # Of two ways to say how long, the one that is given holds.
+            if field in values or (field == "steps" and "epochs" in values):
                 continue
             if span.whole:
                 values[field] = str(trial.suggest_int(key, int(span.low), int(span.high), log=span.log))
