@@ -248,7 +248,7 @@ def test_what_was_tuned_and_several_draws_of_a_lock_have_their_rows(tmp_path: Pa
 def test_a_text_table_says_which_model_and_where_it_stands_in(all_made: Path) -> None:
     rows = json.loads((all_made / "table1-text.json").read_text())["rows"]
     assert {r["model"] for r in rows} == {"bert-l2-h64"}
-    blocks = ["utility", "spectrum", "as printed", "searched", "curvature"]
+    blocks = ["utility", "spectrum", "as printed", "searched", "at its best", "curvature"]
     assert list(dict.fromkeys(r["block"] for r in rows)) == blocks
     assert all(r["stand_in"] for r in rows if r["block"] in ("utility", "as printed", "searched"))
     claims = Table1Text.at("smoke").claims(rows)
