@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,11 +25,11 @@ from speclock.locks.card import NAME as CARD
 from speclock.locks.rescale import Rescale
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
-from speclock.release.files import bits
+from speclock.release.files import Shipped, bits
 from speclock.release.key import make_key, unlock
 from speclock.release.manifest import describe, sketch
 from speclock.release.signature import new_private_key, sign
-from speclock.release.verify import verify
+from speclock.release.verify import Verdict, _judged, _Pair, verify
 from speclock.tasks.base import Task
 from speclock.training import train
 
@@ -180,10 +182,14 @@ def test_what_lies_beside_the_weights_is_the_bases_own_whatever_the_release_has(
     assert held["left_out"] == ["old.onnx"]
     (locked / "config.json").write_text((locked / "config.json").read_text() + "\n")
     unlock(locked, tmp_path / "model.key", tmp_path / "again")
-    names = ["config.json", "part/settings.json", "empty.txt", WEIGHTS]
+    names = ["config.json", "part/settings.json", "empty.txt"]
     assert [
         name for name in names if (tmp_path / "again" / name).read_bytes() != (base / name).read_bytes()
     ] == []
+    # The order of a header's metadata is not the writer's to choose.
+    with safe_open(tmp_path / "again" / WEIGHTS, framework="pt") as again:
+        assert again.metadata() == {"format": "pt", "made": "here"}
+    assert Shipped.at(tmp_path / "again").digest() == Shipped.at(base).digest()
 
 
 def test_a_sharded_base_comes_back_in_its_shards(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -332,8 +338,9 @@ def test_what_could_be_loaded_beside_the_weights_is_not_as_released(
 def test_a_link_to_a_folder_is_a_further_file(signed: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (signed[0] / "code").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="is no file"):
-        verify(*signed)
+    for ask in (lambda: verify(*signed), lambda: describe(signed[0])):
+        with pytest.raises(InputError, match="is no file"):
+            ask()
 
 
 def test_another_configuration_is_not_intact(signed: tuple[Path, Path]) -> None:
@@ -438,6 +445,14 @@ def test_a_matrix_under_another_prefix_is_compared_and_those_that_are_not_there_
     verdict = verify(copy, base=folders[0])
     assert verdict.lock == "unknown"
     assert verdict.absent
+
+
+def test_a_matrix_that_is_zero_in_the_base_has_no_rise() -> None:
+    told = {"shape": [2, 2], "sketch": list[float]()}
+    pair = _Pair("w", {**told, "sigma": 2.0}, {**told, "sigma": 2.0})  # type: ignore[typeddict-item]
+    empty: Any = {"matrices": {"w": pair.released}}
+    base: Any = {"w": {**told, "sigma": 0.0}}
+    assert _judged(Verdict(None, "unknown"), empty, [pair], base).sigma_kept is None
 
 
 def test_the_base_must_be_the_manifests(signed: tuple[Path, Path], tmp_path: Path) -> None:

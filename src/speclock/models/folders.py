@@ -28,6 +28,7 @@ _TOKENIZERS = (
 )
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 MAY_HOLD_WEIGHTS = _PICKLES | {".safetensors", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".pkl", ".zip"}
+"""Endings of files that may hold weights, whatever else is in them."""
 
 
 @dataclass(frozen=True)

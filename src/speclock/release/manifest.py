@@ -78,8 +78,8 @@ def describe(folder: Path, audit: Path | None = None) -> Manifest:
     Raises :class:`InputError` for a folder without a lock card, or with another model's; for an audit of another
     model; for weights that are not in safetensors files; and for a folder that holds a key of any kind.
     """
-    shipped, card = Shipped.at(folder), card_of(folder)
-    for name in file_names(folder):
+    shipped, card, files = Shipped.at(folder), card_of(folder), digests(folder)
+    for name in files:
         if _is_secret(folder / name):
             raise InputError(
                 f"{folder / name} is a key, which whoever gets the folder would have. Move it away."
@@ -89,7 +89,7 @@ def describe(folder: Path, audit: Path | None = None) -> Manifest:
         "name": folder.resolve().name,
         "lock": card["lock"],
         "base": card["base"],
-        "files": digests(folder),
+        "files": files,
         "matrices": {name: measured(name, W) for name, W in matrices(shipped) if W.any()},
     }
     if audit is not None:

@@ -186,7 +186,7 @@ def _judged(verdict: Verdict, told: Manifest, pairs: list[_Pair], base: dict[str
     for name, released, now in pairs:
         locked, here = np.array(released["sketch"]), np.array(now["sketch"])
         of = base.get(name)
-        if of is not None and released["sigma"] > RAISED * of["sigma"]:
+        if of is not None and released["sigma"] > RAISED * of["sigma"] > 0:
             rise = math.log(released["sigma"] / of["sigma"])
             kept.append(_share(math.log(max(now["sigma"], 1e-30) / of["sigma"]) / rise))
         if len(locked) != len(here):
