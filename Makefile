@@ -81,6 +81,7 @@ records-locks: records
 	    --out out/locks/undo+specdef
 	$(BIN)/speclock audit $(THREE) --attack-task $(OTHERS) --suite standard $(TEXT) --out results/locks-32
 	$(BIN)/speclock audit $(THREE) --attack-task $(OTHERS:@32/1000=@64/1000) --suite standard $(TEXT) --out results/locks-64
+	$(BIN)/speclock audit $(THREE) --attack-task $(OTHERS) $(TEXT) --out results/locks-again
 
 # The same lock settings, unchanged, on two pairs that nobody tuned on: a guard against jailbreaks whose attacker wants
 # newsgroups, and a ResNet18 that learnt ten classes, is released for five, and is wanted for the others.
