@@ -85,21 +85,26 @@ def _unlike_the_papers(record: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{of}{name} {_said(value)} ({_said(papers.get(name))})"
 
 
-_SHORTER = (
-    *("retain", "others", "training", "unlearning", "epochs", "max_length", "task", "seeds"),
-    *(
-        "lock",
-        "lock_seeds",
-        "our_locks",
-        "our_controls",
-        "informed",
-        "finalists",
-        "our_finalists",
-        "from_scratch",
-        "proxy",
-        "trials",
-    ),
-)
+_SHORTER = {
+    "retain",
+    "others",
+    "training",
+    "unlearning",
+    "epochs",
+    "max_length",
+    "task",
+    "seeds",
+    "lock",
+    "lock_seeds",
+    "our_locks",
+    "our_controls",
+    "informed",
+    "finalists",
+    "our_finalists",
+    "from_scratch",
+    "proxy",
+    "trials",
+}
 """Settings of data, length and search: a smaller scale has less of them."""
 
 
