@@ -145,3 +145,10 @@ def test_a_run_in_the_current_folder_is_claimed_by_one_process(here: Path) -> No
         Workspace(Path(os.pardir, "here"), REQUEST, record="speclock.json", resume=True)
     work.close()
     assert names(here.parent) == ["here"]
+
+
+def test_a_run_below_the_current_folder_is_named_from_there(here: Path) -> None:
+    """Cards name the model that they were made from, and say nothing of the machine."""
+    with Workspace(here / "deep" / "out", REQUEST, record="speclock.json") as work:
+        assert work.folder == Path("deep/out.partial")
+        work.close()

@@ -97,6 +97,12 @@ def _finish(path: Path) -> None:
         filling.rmdir()
 
 
+def _below_here(path: Path) -> Path:
+    """Relative where it lies below the current folder: records name what is made in it, on whatever machine."""
+    here = Path.cwd()
+    return path.relative_to(here) if here in path.parents else path
+
+
 @contextlib.contextmanager
 def kept_in(folder: Path | None) -> Iterator[Path]:
     """``folder``, which outlives a killed run, or a temporary one where nothing is to be kept."""
@@ -131,7 +137,7 @@ class Workspace:
 
     def __init__(self, out: Path, request: dict[str, Any], *, record: str, resume: bool = False) -> None:
         with readable_os_errors(out):
-            self.out = out.resolve()
+            self.out = _below_here(out.resolve())
         self.folder = self.out.parent / f"{self.out.name}.partial"
         self.request = json.loads(json.dumps(request))
         kept = self.folder / "request.json"
