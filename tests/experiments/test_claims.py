@@ -169,10 +169,17 @@ def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:
         trained_no_more(printed(0.8, 0.1) + searched(base, locked, 0.95, None), "KMNIST").searched
         for base, locked in ((0.9, 0.15), (0.9, 0.88), (0.15, 0.1), (0.9, 0.3))
     ]
-    assert "training stalls at every rate from 1e-6 to 10: clip, then adamw at lr 1e-3, 15.0%" in said[0]
-    assert "it trains: clip" in said[1]
-    assert "the base does not train either" in said[2]
-    assert "it trains less far: clip" in said[3]
+    assert "training stalls at every rate from 1e-6 to 10 (clip, then adamw at lr 1e-3, 15.0%" in said[0]
+    assert "it trains (clip" in said[1]
+    assert "the base does not train either (floor 95.0%" in said[2]
+    assert "it trains less far within 64 steps (clip" in said[3]
+
+
+def test_what_trains_less_far_and_still_rises_is_said_to() -> None:
+    rows = searched(0.9, 0.3, 0.95, None)
+    rows[1]["flags"].append("still_rising")
+    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    assert "it trains less far within 64 steps, and still rises (clip" in said
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:
         ({"trained": None}, "training stalls at every rate"),
         (
             {"trained": {"score": 0.15, "by": "sgd", "seeds": [0.45, None, None], "missing": 2}},
-            "it trains under some seeds: sgd, 15.0% (2 of 3 seeds without a score)",
+            "it trains under some seeds (sgd, 15.0% (2 of 3 seeds without a score)",
         ),
         ({"base_trained": None}, "the base does not train either"),
     ],
@@ -200,7 +207,7 @@ def test_a_printed_seed_that_diverged_stands_at_chance() -> None:
     rows = printed(0.8, 0.5) + searched(0.9, 0.15, 0.95, None)
     rows[1] |= {"runs": 3, "diverged": 2, "seeds": [0.5]}
     said = trained_no_more(rows, "KMNIST").searched
-    assert "it trains less far: as printed, 23.3%" in said
+    assert "it trains less far within 64 steps (as printed, 23.3%" in said
 
 
 def test_a_column_that_is_not_searched_is_judged_as_printed() -> None:
@@ -211,7 +218,7 @@ def test_a_column_that_is_not_searched_is_judged_as_printed() -> None:
 
 def test_a_printed_attack_that_trains_is_training() -> None:
     said = trained_no_more(printed(0.8, 0.5) + searched(0.9, 0.15, 0.95, None), "KMNIST").searched
-    assert "it trains less far: as printed, 50.0%" in said
+    assert "it trains less far within 64 steps (as printed, 50.0%" in said
 
 
 @pytest.mark.parametrize(
@@ -261,12 +268,13 @@ def test_a_search_over_settings_is_told() -> None:
     }
     row |= {"strongest_attack": "clip at lr 1e-3", "max_utility_drop": 0.01, "base": 0.8, "worth": 0.3}
     (told,) = tuning([row])
-    said = "specdef:alpha=0.1 leaves 40.0% of its validation split, by clip at lr 1e-3"
+    said = "there is one: specdef:alpha=0.1 leaves 40.0% of its validation split, by clip at lr 1e-3"
     assert told.searched.startswith(f"{said} (the base 80.0%, no weights 50.0%; 12 settings tried")
     (weak,) = tuning([row | {"measured": 0.75}])
     assert weak.searched.startswith("none locks: specdef:alpha=0.1 leaves 75.0%")
     (none,) = tuning([row | {"lock": ""}])
-    assert none.searched.startswith("none locks within 1.00% of the validation split's utility")
+    assert none.under_search[0].verdict == "none locks within 1.00% of the validation split's utility"
+    assert none.searched.endswith(": 12 settings tried on fashion-mnist, the printed ones first")
 
 
 def classes(**scores: list[tuple[float, float]]) -> list[dict[str, Any]]:

@@ -188,10 +188,18 @@ def test_a_prediction_is_judged_on_locks_that_it_has_not_seen(all_made: Path) ->
 def test_one_page_says_what_the_records_say(made: Path) -> None:
     records = {n: json.loads((made / f"{n}.json").read_text()) for n in EXPERIMENTS if n not in SLOW}
     text = page(records, made, made.parent / "docs" / "results.md")
+    glance = text.split("\n## ")[1]
     for name, record in records.items():
         assert f"](../{made.name}/{name}.png)" in text
         for claim in EXPERIMENTS[name].at("smoke").claims(record["rows"]):
-            assert f"| {claim.claim} | {claim.printed} | {claim.searched} |" in text
+            (line,) = (
+                line for line in glance.splitlines() if line.startswith(f"| {name} | {claim.claim} | ")
+            )
+            (whole,) = (line for line in text.splitlines() if line.startswith(f"| {claim.claim} | "))
+            for finding in (*claim.as_printed, *claim.under_search):
+                assert f"**{finding.verdict}**" in line
+                assert finding.of in line
+                assert finding.marked("**") in whole
     assert "| as printed | sgd at 0.1 | " in text
     assert "| searched, each optimizer | adamw | " in text
     assert "| searched, lock by lock | specdef | " in text

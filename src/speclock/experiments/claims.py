@@ -41,14 +41,55 @@ falls."""
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What a rule says, and by which numbers.
+
+    >>> str(Finding("holds", "99.3% → 99.1%")), str(Finding("holds", "base 38.0%", of="sgd at 0.1"))
+    ('holds: 99.3% → 99.1%', 'sgd at 0.1 holds (base 38.0%)')
+    """
+
+    verdict: str
+    evidence: str = ""
+    of: str = ""
+    """The attack or lock that it is of, where a claim has one finding for each."""
+
+    def __str__(self) -> str:
+        return self.marked("")
+
+    def marked(self, mark: str) -> str:
+        """With the verdict between two ``mark``."""
+        verdict = f"{mark}{self.verdict}{mark}"
+        if not self.of:
+            return f"{verdict}: {self.evidence}" if self.evidence else verdict
+        return f"{self.of} {verdict}" + (f" ({self.evidence})" if self.evidence else "")
+
+
+@dataclass(frozen=True)
 class Claim:
     """One sentence of the paper, and what became of it."""
 
     claim: str
-    printed: str
+    as_printed: tuple[Finding, ...]
     """As the paper ran it."""
-    searched: str = NONE
-    """Under an audit's search; a dash where there is nothing to search."""
+    under_search: tuple[Finding, ...] = ()
+    """Under an audit's search; none where there is nothing to search."""
+
+    @property
+    def printed(self) -> str:
+        return _joined(self.as_printed)
+
+    @property
+    def searched(self) -> str:
+        return _joined(self.under_search)
+
+
+def judged(claim: str, verdict: str, evidence: str = "", searched: tuple[Finding, ...] = ()) -> Claim:
+    """A claim with a single finding as printed."""
+    return Claim(claim, (Finding(verdict, evidence),), searched)
+
+
+def _joined(findings: Sequence[Finding]) -> str:
+    return "; ".join(map(str, findings)) or NONE
 
 
 def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
@@ -64,7 +105,7 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         if why := idle(r):
             verdict = f"{SILENT}, {why}"
         if r.get("tuned_on"):
-            claim = f"Tuned on {r['tuned_on']}, the paper's lock keeps the base's utility ({lock})"
+            claim = f"Tuned on {r['tuned_on']}, the paper's lock keeps the base's utility"
         elif r["paper"] is None:
             claim = f"Not in the paper: {name_of(lock)} keeps the base's utility"
         else:
@@ -73,7 +114,9 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         n = f" on {r['examples']} examples" if "examples" in r else ""
         if change := between(r.get("change_ci"), points):
             n += f", the change's 95% interval {change}"
-        yield Claim(claim, f"{verdict}: {percent(base['measured'])} → {percent(r['measured'])}{n}")
+        if r.get("tuned_on"):
+            n += f", by {lock}"
+        yield judged(claim, verdict, f"{percent(base['measured'])} → {percent(r['measured'])}{n}")
 
 
 def idle(r: dict[str, Any]) -> str | None:
@@ -98,12 +141,15 @@ def tuning(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         if r["lock"]:
             beside = f"the base {percent(r['base'])}, no weights {percent(r['base'] - r['worth'])}"
             left = f"{percent(r['measured'])} of its validation split"
-            found = f"{r['lock']} leaves {left}, by {r['strongest_attack']} ({beside}; {tried})"
-            if r["measured"] > r["base"] - 2 * NEAR:
-                found = f"none locks: {found}"
+            verdict = "none locks" if r["measured"] > r["base"] - 2 * NEAR else "there is one"
+            told = f"{r['lock']} leaves {left}, by {r['strongest_attack']} ({beside}; {tried})"
         else:
-            found = f"none locks within {percent(r['max_utility_drop'], 2)} of the validation split's utility ({tried})"
-        yield Claim("Not in the paper: the strongest lock of its kind for a point of utility", NONE, found)
+            verdict = (
+                f"none locks within {percent(r['max_utility_drop'], 2)} of the validation split's utility"
+            )
+            told = tried
+        claim = "Not in the paper: the strongest lock of its kind for a point of utility"
+        yield Claim(claim, (), (Finding(verdict, told),))
 
 
 def trained_no_more(rows: Sequence[dict[str, Any]], column: str) -> Claim:
@@ -114,7 +160,7 @@ def trained_no_more(rows: Sequence[dict[str, Any]], column: str) -> Claim:
     printed = [r for r in of if r["block"] == "as printed"]
     best = max((_with_chance(r) for r in printed if r["target"] == "locked"), default=0.0)
     searched = [r for r in of if r["block"] == "searched"]
-    said = f"{SILENT}, {why}" if why else "; ".join(_as_printed(printed))
+    said = (Finding(f"{SILENT}, {why}"),) if why else tuple(_as_printed(printed))
     return Claim(claim, said, search_of(searched, best))
 
 
@@ -124,7 +170,7 @@ def _with_chance(r: dict[str, Any]) -> float:
     return float(sum(ended) + (r["runs"] - len(ended)) * r["chance"]) / r["runs"]
 
 
-def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     """Of each optimizer, by the best of its runs: an attacker takes the best of his models, as whoever trains the base
     does."""
     for optimizer, lr in dict.fromkeys((r["optimizer"], r["lr"]) for r in rows):
@@ -145,7 +191,9 @@ def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             verdict = f"{SILENT}, the base learns hardly more"
         else:
             verdict = HOLDS + _by_divergence(locked)
-        yield f"{optimizer} at {short(lr)} {verdict} (base {_ended(base)}, locked {_ended(locked)})"
+        yield Finding(
+            verdict, f"base {_ended(base)}, locked {_ended(locked)}", of=f"{optimizer} at {short(lr)}"
+        )
 
 
 def _by_divergence(r: dict[str, Any]) -> str:
@@ -241,13 +289,15 @@ def backdoored(rows: Sequence[dict[str, Any]], column: str) -> Iterator[Claim]:
         verdict = f"{HOLDS}, by collapse alone"
     else:
         verdict = HOLDS + (", by divergence alone" if not again else "")
-    yield Claim(
+    yield judged(
         f"A {column} is put into the unlocked guard{_papers(printed['base'], clean)}",
-        f"{taken}: {'; '.join(map(said, printed['base']))}",
+        taken,
+        "; ".join(map(said, printed["base"])),
     )
-    yield Claim(
+    yield judged(
         f"No {column} is put into the locked guard{_papers(printed['locked'], clean)}",
-        f"{verdict}: {'; '.join(map(said, printed['locked']))}",
+        verdict,
+        "; ".join(map(said, printed["locked"])),
         search_of([r for r in of if r["block"] == "searched"], locked),
     )
 
@@ -273,34 +323,34 @@ def diverged_of(row: dict[str, Any]) -> str:
     return f", {row['diverged']} of {row['runs']} diverged" if row.get("diverged") else ""
 
 
-def search_of(rows: Sequence[dict[str, Any]], printed: float = 0.0) -> str:
+def search_of(rows: Sequence[dict[str, Any]], printed: float = 0.0) -> tuple[Finding, ...]:
     """What the audits of a row's locks found; ``printed`` is what the first lock's model reached as printed."""
     locked = [r for r in rows if r["target"] == "locked"]
-    if not locked:
-        return NONE
-    return "; ".join(_of_lock(r, printed if r["lock"] == locked[0]["lock"] else 0.0) for r in locked)
+    return tuple(_of_lock(r, printed if r["lock"] == locked[0]["lock"] else 0.0) for r in locked)
 
 
-def _of_lock(locked: dict[str, Any], printed: float) -> str:
+def _of_lock(locked: dict[str, Any], printed: float) -> Finding:
     """A lock is judged by uplift where the weights are worth something, and else by whether training works at all;
     all of it within its own audit, whose flags may take from a lock that it holds."""
     name = name_of(locked["lock"]) + (" tuned on another task" if locked.get("tuned_on") else "")
     if idle := locked.get("idle_parts"):
         name += f" (of which {', '.join(idle)} kept nothing)"
     if locked.get("fell_back"):
-        return f"{name} {SILENT}: it fell back to the model as it was"
+        return Finding(f"{SILENT}: it fell back to the model as it was", of=name)
     base, floor, control = locked["best_base"], locked["floor"], locked["best_control"]
     for target, scored in (("the base", base is not None), ("it", locked["scored"])):
         if not scored:
-            return f"{name} {SILENT}: every run on {target} diverged, collapsed or failed"
+            return Finding(f"{SILENT}: every run on {target} diverged, collapsed or failed", of=name)
     beside = f"; utility {percent(locked['utility_base'])} → {percent(locked['utility_locked'])}"
     if remarks := [flag for flag in locked["flags"] if flag in REMARKS]:
         beside += f"; {', '.join(remarks)}"
     doubts = [flag for flag in locked["flags"] if flag in DOUBTS]
     if base < floor + WORTH:
-        return (
-            f"{name} {SILENT} about the weights, which are worth no more than the floor; "
-            f"{_trains(locked, doubts, printed)} (floor {percent(floor)}{beside})"
+        verdict, reached = _trains(locked, doubts, printed)
+        return Finding(
+            f"{SILENT} about the weights, which are worth no more than the floor; {verdict}",
+            f"{reached}floor {percent(floor)}{beside}",
+            of=name,
         )
     without = "" if control is None else f"control {percent(control)}, "
     scores = (
@@ -310,42 +360,44 @@ def _of_lock(locked: dict[str, Any], printed: float) -> str:
         doubts.append(f"the printed attack does better ({percent(printed)})")
     low, high = locked.get("uplift_ci") or (None, None)
     if locked["uplift"] is None or low is None or high is None:
-        return f"{name} {SILENT}: what the base is worth cannot be told from noise ({scores})"
+        return Finding(f"{SILENT}: what the base is worth cannot be told from noise", scores, of=name)
     scores += f"; uplift {ratio(locked['uplift'])}, {between((low, high))}"
     if low > UPLIFT:
         within = f" within {locked['strongest_steps']} steps" if locked["strongest_steps"] else ""
-        return f"{name} falls to {locked['strongest_attack']}{within} ({scores})"
+        return Finding(f"falls to {locked['strongest_attack']}{within}", scores, of=name)
     if doubts:
-        return f"{name} {SILENT}, for {', '.join(doubts)} ({scores})"
+        return Finding(f"{SILENT}, for {', '.join(doubts)}", scores, of=name)
     if locked["uplift"] <= UPLIFT and high <= AT_MOST:
-        return f"{name} {HOLDS} ({scores})"
-    return f"{name} cannot be told from one that holds or one that falls ({scores})"
+        return Finding(HOLDS, scores, of=name)
+    return Finding(f"{UNTOLD} from one that holds or one that falls", scores, of=name)
 
 
-def _trains(locked: dict[str, Any], doubts: Sequence[str], printed: float) -> str:
-    """Whether training works on a locked model whose weights are worth nothing: what a probe reads off is no training,
-    and a seed without a score is one that learnt nothing."""
+def _trains(locked: dict[str, Any], doubts: Sequence[str], printed: float) -> tuple[str, str]:
+    """Whether training works on a locked model whose weights are worth nothing, and by which scores: what a probe reads
+    off is no training, and a seed without a score is one that learnt nothing."""
     bar = locked["chance"] + 2 * NEAR
     base, found = locked["base_trained"], locked["trained"]
     if base is None or base["score"] <= bar:
-        return "the base does not train either"
+        return "the base does not train either", ""
     score = max(found["score"] if found else 0.0, printed)
     best = max((seed for seed in (found or {}).get("seeds", []) if seed is not None), default=0.0)
     by = f"{found['by']}, " if found and found["score"] >= printed else "as printed, "
     reached = f"{by}{percent(score)}{_missing(found)}, "
-    reached += f"the base by {base['by']}, {percent(base['score'])}{_missing(base)}"
+    reached += f"the base by {base['by']}, {percent(base['score'])}{_missing(base)}; "
     # That nothing learns at the edge of what was searched is what is said; a base that still rises trains all the more.
     doubts = [doubt for doubt in doubts if doubt not in ("edge_of_grid", "budget_too_small")]
     if score > base["score"] - 2 * NEAR:
-        return f"it trains: {reached}"
+        return "it trains", reached
     if score > bar:
-        return f"it trains less far: {reached}"
+        # Whoever trains on may come as far.
+        rising = ", and still rises" if "still_rising" in doubts else ""
+        return f"it trains less far within {locked['steps']} steps{rising}", reached
     if best > bar:
-        return f"it trains under some seeds: {reached}"
+        return "it trains under some seeds", reached
     if doubts:
-        return f"training stalls, with doubts ({', '.join(doubts)}): {reached}"
+        return f"training stalls, with doubts ({', '.join(doubts)})", reached
     low, high = locked["rates"]
-    return f"training stalls at every rate from {short(low)} to {short(high)}: {reached}"
+    return f"training stalls at every rate from {short(low)} to {short(high)}", reached
 
 
 def _missing(found: Mapping[str, Any] | None) -> str:
@@ -369,7 +421,7 @@ def name_of(lock: str) -> str:
 def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
     """The lock raises σ of the weights, and with it the curvature."""
     if why := printed_idle(rows):
-        yield Claim("The printed lock raises σ and with it the curvature", f"{SILENT}, {why}")
+        yield judged("The printed lock raises σ and with it the curvature", f"{SILENT}, {why}")
         return
     for block, what in (("spectrum", "the mean σ₁ of the weights"), ("curvature", "σ_max(H)")):
         of = [r for r in rows if r["block"] == block]
@@ -395,4 +447,4 @@ def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         where += (
             ", batch norms at their running statistics, as in no attack" if of[0].get("batch_norm") else ""
         )
-        yield Claim(f"The printed lock raises {what}{where}", f"{verdict}: {before:.3g} → {after:.3g}")
+        yield judged(f"The printed lock raises {what}{where}", verdict, f"{before:.3g} → {after:.3g}")

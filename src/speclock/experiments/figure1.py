@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from speclock.curvature.convergence import gradient_descent_steps, nesterov_steps
 from speclock.experiments.base import Experiment, Row, row
-from speclock.experiments.claims import FALLS, HOLDS, Claim
+from speclock.experiments.claims import FALLS, HOLDS, Claim, judged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ class Figure1(Experiment):
         ratios = [r["measured"] / r["theory"] for r in rows]
         verdict = HOLDS if all(0.3 <= ratio <= 1.2 for ratio in ratios) else FALLS
         spread = f"{min(ratios):.2g} to {max(ratios):.2g} of what theory gives the worst start"
-        return [Claim("Steps grow with the condition number as theory says", f"{verdict}: {spread}")]
+        return [judged("Steps grow with the condition number as theory says", verdict, spread)]
 
     def draw(self, rows: list[Row]) -> Figure:
         from matplotlib.figure import Figure as Canvas

@@ -28,7 +28,7 @@ from speclock.curvature import (
 )
 from speclock.curvature.transformer import Head, forward
 from speclock.experiments.base import Experiment, Row, once, row
-from speclock.experiments.claims import FALLS, HOLDS, Claim
+from speclock.experiments.claims import FALLS, HOLDS, Claim, judged
 from speclock.spectra import top_part, weight_matrices
 
 if TYPE_CHECKING:
@@ -232,16 +232,16 @@ class Figure2(Experiment):
             rank = next(r["measured"] for r in of if r["quantity"] == "rank correlation of iterations")
             unfinished = any(r.get("unfinished") for r in of)
             found.append(
-                Claim(
+                judged(
                     f"{name}: iterations grow with σ_max of the weights",
-                    f"{HOLDS if rank > 0.8 else FALLS}: rank correlation {rank:.2f}"
-                    + (", some runs did not end" if unfinished else ""),
+                    HOLDS if rank > 0.8 else FALLS,
+                    f"rank correlation {rank:.2f}" + (", some runs did not end" if unfinished else ""),
                 )
             )
             ratios = [r for entry in of if entry["quantity"].startswith("σ_max") for r in entry["seeds"]]
             held = HOLDS if min(ratios) >= 1 else FALLS
             spread = f"σ_max(H) is {min(ratios):.3g} to {max(ratios):.3g} times the bound"
-            found.append(Claim(f"{name}: the bound on σ_max(H) holds", f"{held}: {spread}"))
+            found.append(judged(f"{name}: the bound on σ_max(H) holds", held, spread))
         return found
 
     def draw(self, rows: list[Row]) -> Figure:

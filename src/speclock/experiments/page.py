@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from speclock.experiments import EXPERIMENTS
 from speclock.experiments.base import Experiment, made_on, made_otherwise, settings_of
-from speclock.experiments.claims import name_of, spread
+from speclock.experiments.claims import Finding, name_of, spread
 from speclock.numbers import NONE, interval, percent, short
 
 _HEAD = """# The paper, claim by claim
@@ -29,7 +29,7 @@ the whole 95% interval of the change lies above that: with a few hundred test ex
 def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
     """The page that is to lie at ``at``, of the records and figures in ``folder``."""
     link = Path(os.path.relpath(folder, at.parent)).as_posix()
-    parts = [_HEAD]
+    parts = [_HEAD, _at_a_glance(records)]
     for name, record in records.items():
         experiment: Experiment = EXPERIMENTS[name].at(record["scale"])
         parts.append(
@@ -53,7 +53,7 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
             parts.append(f"Stand-ins: {'; '.join(instead)}.")
         if claims := experiment.claims(record["rows"]):
             lines = ["| claim | as printed | under the search |", "| --- | --- | --- |"]
-            lines += [f"| {c.claim} | {c.printed} | {c.searched} |" for c in claims]
+            lines += [f"| {c.claim} | {_told(c.as_printed)} | {_told(c.under_search)} |" for c in claims]
             parts.append("\n".join(lines))
         parts.append(f"![{experiment.title}]({link}/{name}.png)")
         parts += _blocks(record["rows"])
@@ -63,6 +63,30 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
     if missing := [name for name in EXPERIMENTS if name not in records]:
         parts.append(f"Not run yet: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _at_a_glance(records: Mapping[str, dict[str, Any]]) -> str:
+    """Every claim's verdicts, each once with what it is of; the evidence is further down."""
+    lines = ["| | claim | as printed | under the search |", "| --- | --- | --- | --- |"]
+    for name, record in records.items():
+        for claim in EXPERIMENTS[name].at(record["scale"]).claims(record["rows"]):
+            said = [_verdicts(findings) for findings in (claim.as_printed, claim.under_search)]
+            lines.append(f"| {name} | {claim.claim} | {' | '.join(said)} |")
+    return "## At a glance\n\n" + "\n".join(lines)
+
+
+def _verdicts(findings: Iterable[Finding]) -> str:
+    of: dict[str, list[str]] = {}
+    for finding in findings:
+        of.setdefault(finding.verdict, []).append(finding.of)
+    lines = [
+        f"**{verdict}**" + (f" ({', '.join(names)})" if any(names) else "") for verdict, names in of.items()
+    ]
+    return "<br>".join(lines) or NONE
+
+
+def _told(findings: Iterable[Finding]) -> str:
+    return "<br>".join(finding.marked("**") for finding in findings) or NONE
 
 
 def _made_on(record: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from speclock.experiments.claims import (
     Claim,
     curvature,
     diverged_of,
+    judged,
     search_of,
     spread,
 )
@@ -283,23 +284,26 @@ class Table3(Experiment):
         if why := read.idle:
             cost = f"{SILENT}, {why}"
         return [
-            Claim(
+            judged(
                 f"Training on without {self.label} unlearns it (paper: 0%)",
-                f"{HOLDS if gone else FALLS}: {read.said('unlearned')}, where the base has "
-                f"{percent(fmean(read.rest('base').values()))}",
+                HOLDS if gone else FALLS,
+                f"{read.said('unlearned')}, where the base has {percent(fmean(read.rest('base').values()))}",
             ),
-            Claim(
+            judged(
                 "One epoch of SGD brings it back and keeps the other classes (paper: 86%)",
-                f"{taught}: {read.came_back('unlearned')}",
+                taught,
+                read.came_back("unlearned"),
             ),
-            Claim(
+            judged(
                 f"The lock keeps the other classes (paper: {percent(papers[0], 0)} → {percent(papers[1], 0)})",
-                f"{cost}: {read.said('locked')}, where the unlearned model has {read.said('unlearned')}",
+                cost,
+                f"{read.said('locked')}, where the unlearned model has {read.said('unlearned')}",
             ),
             *([] if read.idle else curvature(rows)),
-            Claim(
+            judged(
                 "Of a locked model it cannot be relearnt (paper: 0%)",
-                f"{_kept_out(read, returned, left < unlearned - RUINED)}: {read.came_back('locked')}",
+                _kept_out(read, returned, left < unlearned - RUINED),
+                read.came_back("locked"),
                 search_of([r for r in rows if r["block"] == "searched"], max(again, default=0.0)),
             ),
         ]
