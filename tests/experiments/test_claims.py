@@ -14,6 +14,7 @@ from speclock.experiments.claims import (
     PART,
     SILENT,
     UNTOLD,
+    Claim,
     backdoored,
     curvature,
     trained_no_more,
@@ -30,6 +31,12 @@ def printed(base: float, locked: float, optimizer: str = "adamw") -> list[dict[s
         {**common, "target": target, "measured": measured, "seeds": [measured] * 3, "paper": paper}
         for target, measured, paper in (("base", base, 0.8), ("locked", locked, 0.1))
     ]
+
+
+def not_learnt(rows: list[dict[str, Any]], column: str) -> Claim:
+    """What becomes of the claim on the locked model; the one on the base stands before it."""
+    *_, claim = trained_no_more(rows, column)
+    return claim
 
 
 def trained(score: float, by: str, missing: int = 0) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def searched(
 def test_a_printed_rate_says_something_only_where_the_base_learns(
     base: float, locked: float, verdict: str
 ) -> None:
-    claim = trained_no_more(printed(base, locked) + searched(0.9, 0.9, 0.5, 1.0), "KMNIST")
+    claim = not_learnt(printed(base, locked) + searched(0.9, 0.9, 0.5, 1.0), "KMNIST")
     assert claim.claim == "The locked model does not learn KMNIST (paper: 10%)"
     assert claim.printed.startswith(f"adamw at 0.1 {verdict}")
 
@@ -85,11 +92,11 @@ def test_runs_that_diverged_are_counted_beside_the_verdict() -> None:
     rows = printed(0.8, 0.1) + searched(0.9, 0.9, 0.5, 1.0)
     for r, diverged in zip(rows, (1, 2), strict=False):
         r |= {"diverged": diverged, "seeds": r["seeds"][diverged:]}
-    said = trained_no_more(rows, "KMNIST").printed
+    said = not_learnt(rows, "KMNIST").printed
     assert said.startswith(f"adamw at 0.1 {HOLDS}, by divergence in 2 of 3 (")
     assert said.endswith("(base 80.0%, 1 of 3 diverged, locked 10.0%, 2 of 3 diverged)")
     rows[1]["diverged"] = 3
-    said = trained_no_more(rows, "KMNIST").printed
+    said = not_learnt(rows, "KMNIST").printed
     assert said.startswith(f"adamw at 0.1 {HOLDS}, by divergence alone")
     assert said.endswith("locked diverged in all 3 runs)")
 
@@ -97,33 +104,33 @@ def test_runs_that_diverged_are_counted_beside_the_verdict() -> None:
 def test_one_seed_that_learns_is_a_model_that_the_attacker_has() -> None:
     rows = printed(0.8, 0.187) + searched(0.9, 0.9, 0.5, 1.0)
     rows[1]["seeds"] = [0.36, 0.1, 0.1]
-    said = trained_no_more(rows, "KMNIST").printed
+    said = not_learnt(rows, "KMNIST").printed
     assert said == f"adamw at 0.1 {FALLS} in 1 of 3 runs (base 80.0%, locked 18.7% (10.0% to 36.0%))"
 
 
 def test_a_stand_in_is_named_where_the_verdict_is() -> None:
     rows = printed(0.8, 0.1) + searched(0.9, 0.9, 0.5, 1.0)
     rows[1]["instead"] = "silhouettes, for KMNIST"
-    claim = trained_no_more(rows, "KMNIST").claim
+    claim = not_learnt(rows, "KMNIST").claim
     assert claim == "The locked model does not learn KMNIST (paper: 10%; here silhouettes, for KMNIST)"
 
 
 def test_a_search_that_the_printed_attack_beats_finds_no_lock_that_holds() -> None:
-    said = trained_no_more(printed(0.8, 0.8) + searched(0.9, 0.52, 0.5, 0.05), "KMNIST").searched
+    said = not_learnt(printed(0.8, 0.8) + searched(0.9, 0.52, 0.5, 0.05), "KMNIST").searched
     assert said.startswith(f"specdef {SILENT}, for the printed attack does better (80.0%)")
 
 
 def test_what_else_may_explain_a_lock_stands_beside_its_verdict() -> None:
     rows = searched(0.9, 0.52, 0.5, 0.05)
     rows[1]["flags"].append("forgetting")
-    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    said = not_learnt(printed(0.8, 0.1) + rows, "KMNIST").searched
     scores = "base 90.0%, control 70.0%, locked 52.0%, floor 50.0%; utility 99.0% → 98.5%; forgetting"
     assert said == f"specdef holds ({scores}; uplift 0.05, −0.03 to 0.13)"
 
 
 def test_every_printed_optimizer_is_judged() -> None:
     rows = printed(0.8, 0.1) + printed(0.8, 0.7, "adadelta") + searched(0.9, 0.9, 0.5, 1.0)
-    assert [part.split(" (")[0] for part in trained_no_more(rows, "KMNIST").printed.split("; ")] == [
+    assert [part.split(" (")[0] for part in not_learnt(rows, "KMNIST").printed.split("; ")] == [
         f"adamw at 0.1 {HOLDS}",
         f"adadelta at 0.1 {FALLS}",
     ]
@@ -134,19 +141,22 @@ def test_every_printed_optimizer_is_judged() -> None:
     [
         (searched(0.9, 0.52, 0.5, 0.05), f"specdef {HOLDS}"),
         (searched(0.9, 0.8, 0.5, 0.75), "specdef falls to clip, then adamw at lr 1e-3 within 64 steps"),
-        (searched(0.9, 0.89, 0.95, None), f"specdef {SILENT} about the weights"),
+        (
+            searched(0.9, 0.89, 0.95, None),
+            f"specdef {FALLS}, it learns 99% of what the base learns in 64 steps",
+        ),
         (searched(0.9, 0.52, 0.5, 0.05, "undo:beta=0.8+specdef:top_k=1"), f"undo+specdef {HOLDS}"),
     ],
 )
 def test_a_search_counts_from_the_floor(rows: list[dict[str, Any]], verdict: str) -> None:
-    assert trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched.startswith(verdict)
+    assert not_learnt(printed(0.8, 0.1) + rows, "KMNIST").searched.startswith(verdict)
 
 
 @pytest.mark.parametrize(("unscored", "what"), [(0, "the base"), (1, "it")])
 def test_a_model_on_which_every_run_ends_badly_says_nothing_for_its_lock(unscored: int, what: str) -> None:
     rows = searched(0.9, 0.1, 0.5, None)
     rows[1] |= {"scored": False} if unscored else {"best_base": None}
-    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    said = not_learnt(printed(0.8, 0.1) + rows, "KMNIST").searched
     assert said == f"specdef {SILENT}: every run on {what} diverged, collapsed or failed"
 
 
@@ -154,32 +164,51 @@ def test_a_model_on_which_every_run_ends_badly_says_nothing_for_its_lock(unscore
 def test_an_audit_with_doubts_of_its_own_finds_no_lock_that_holds(flag: str) -> None:
     rows = searched(0.9, 0.52, 0.5, 0.05)
     rows[1]["flags"].append(flag)
-    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    said = not_learnt(printed(0.8, 0.1) + rows, "KMNIST").searched
     assert said.startswith(f"specdef {SILENT}, for {flag} (")
 
 
 def test_a_lock_is_judged_by_its_own_audits_base() -> None:
     rows = [*searched(0.44, 0.4, 0.4, None), *searched(0.6, 0.6, 0.4, 1.0, lock="undo")]
-    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    said = not_learnt(printed(0.8, 0.1) + rows, "KMNIST").searched
     assert "undo falls to clip, then adamw at lr 1e-3 within 64 steps (base 60.0%" in said
 
 
 def test_where_the_weights_are_worth_nothing_training_is_judged() -> None:
     said = [
-        trained_no_more(printed(0.8, 0.1) + searched(base, locked, 0.95, None), "KMNIST").searched
+        not_learnt(printed(0.8, 0.1) + searched(base, locked, 0.95, None), "KMNIST").searched
         for base, locked in ((0.9, 0.15), (0.9, 0.88), (0.15, 0.1), (0.9, 0.3))
     ]
-    assert "training stalls at every rate from 1e-6 to 10 (clip, then adamw at lr 1e-3, 15.0%" in said[0]
-    assert "it trains (clip" in said[1]
-    assert "the base does not train either (floor 95.0%" in said[2]
-    assert "it trains less far within 64 steps (clip" in said[3]
+    assert said[0].startswith(
+        f"specdef {HOLDS}, training stalls at every rate from 1e-6 to 10 (clip, then adamw at lr 1e-3, 15.0%"
+    )
+    assert said[1].startswith(f"specdef {FALLS}, it learns 98% of what the base learns in 64 steps (clip")
+    assert said[2].startswith(
+        f"specdef {SILENT}, the base does not train either (the weights are worth no more"
+    )
+    assert said[3].startswith(f"specdef {FALLS}, it learns 25% of what the base learns in 64 steps (clip")
 
 
-def test_what_trains_less_far_and_still_rises_is_said_to() -> None:
+def test_what_learns_less_and_still_rises_is_said_to() -> None:
     rows = searched(0.9, 0.3, 0.95, None)
     rows[1]["flags"].append("still_rising")
-    said = trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
-    assert "it trains less far within 64 steps, and still rises (clip" in said
+    said = not_learnt(printed(0.8, 0.1) + rows, "KMNIST").searched
+    assert f"{FALLS}, it learns 25% of what the base learns in 64 steps, and still rises (clip" in said
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict"),
+    [([0.8] * 3, HOLDS), ([0.8, 0.1, 0.1], f"{PART}, in 1 of 3 runs"), ([0.1] * 3, FALLS)],
+)
+def test_whether_the_base_learns_at_the_papers_rates_is_a_claim(seeds: list[float], verdict: str) -> None:
+    rows = printed(fmean(seeds), 0.1) + printed(0.8, 0.1, "lbfgs")
+    rows[0]["seeds"] = seeds
+    learns, locked = trained_no_more(rows, "KMNIST", ours=("lbfgs",))
+    assert learns.claim == "The base learns KMNIST at the paper's rates (paper: 80%)"
+    assert [(found.of, found.verdict) for found in learns.as_printed] == [("adamw at 0.1", verdict)]
+    assert [found.of for found in locked.as_printed] == ["adamw at 0.1", "lbfgs at our 0.1"]
+    several = [*printed(0.8, 0.1), *({**r, "lr": 1e-8} for r in printed(0.1, 0.1))]
+    assert len(list(trained_no_more(several, "KMNIST"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -188,11 +217,11 @@ def test_what_trains_less_far_and_still_rises_is_said_to() -> None:
         # A probe reads an untrained network too, and a seed that diverged stands at the floor.
         ({"measured": 0.88}, "training stalls at every rate"),
         ({"flags": ["edge_of_grid", "budget_too_small"]}, "training stalls at every rate"),
-        ({"flags": ["only_divergence"]}, "training stalls, with doubts (only_divergence)"),
+        ({"flags": ["only_divergence"]}, f"{SILENT}, training stalls with doubts (only_divergence)"),
         ({"trained": None}, "training stalls at every rate"),
         (
             {"trained": {"score": 0.15, "by": "sgd", "seeds": [0.45, None, None], "missing": 2}},
-            "it trains under some seeds (sgd, 15.0% (2 of 3 seeds without a score)",
+            f"{FALLS} under some seeds (sgd, 15.0% (2 of 3 seeds without a score)",
         ),
         ({"base_trained": None}, "the base does not train either"),
     ],
@@ -200,25 +229,25 @@ def test_what_trains_less_far_and_still_rises_is_said_to() -> None:
 def test_what_stalls_is_told_from_what_has_no_score(what: dict[str, Any], verdict: str) -> None:
     rows = searched(0.9, 0.15, 0.95, None)
     rows[1] |= what
-    assert verdict in trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched
+    assert verdict in not_learnt(printed(0.8, 0.1) + rows, "KMNIST").searched
 
 
 def test_a_printed_seed_that_diverged_stands_at_chance() -> None:
     rows = printed(0.8, 0.5) + searched(0.9, 0.15, 0.95, None)
     rows[1] |= {"runs": 3, "diverged": 2, "seeds": [0.5]}
-    said = trained_no_more(rows, "KMNIST").searched
-    assert "it trains less far within 64 steps (as printed, 23.3%" in said
+    said = not_learnt(rows, "KMNIST").searched
+    assert "it learns 17% of what the base learns in 64 steps (as printed, 23.3%" in said
 
 
 def test_a_column_that_is_not_searched_is_judged_as_printed() -> None:
-    claim = trained_no_more(printed(0.8, 0.1), "KMNIST")
+    claim = not_learnt(printed(0.8, 0.1), "KMNIST")
     assert HOLDS in claim.printed
     assert claim.searched == NONE
 
 
 def test_a_printed_attack_that_trains_is_training() -> None:
-    said = trained_no_more(printed(0.8, 0.5) + searched(0.9, 0.15, 0.95, None), "KMNIST").searched
-    assert "it trains less far within 64 steps (as printed, 50.0%" in said
+    said = not_learnt(printed(0.8, 0.5) + searched(0.9, 0.15, 0.95, None), "KMNIST").searched
+    assert "it learns 50% of what the base learns in 64 steps (as printed, 50.0%" in said
 
 
 @pytest.mark.parametrize(
@@ -236,22 +265,20 @@ def test_a_verdict_is_one_only_where_the_interval_lets_it(
 ) -> None:
     rows = searched(0.9, 0.6, 0.5, uplift)
     rows[1]["uplift_ci"] = ci
-    assert trained_no_more(printed(0.8, 0.1) + rows, "KMNIST").searched.startswith(verdict)
+    assert not_learnt(printed(0.8, 0.1) + rows, "KMNIST").searched.startswith(verdict)
 
 
 def test_what_fell_back_to_the_base_is_not_judged_as_a_lock() -> None:
     rows = [*printed(0.8, 0.8), *searched(0.9, 0.9, 0.5, 1.0)]
     rows[-1]["fell_back"] = True
-    assert (
-        trained_no_more(rows, "KMNIST").searched == f"specdef {SILENT}: it fell back to the model as it was"
-    )
+    assert not_learnt(rows, "KMNIST").searched == f"specdef {SILENT}: it fell back to the model as it was"
     usual = {"block": "utility", "target": "locked", "measured": 0.99, "paper": 0.99}
     for what, why in (
         ({"status": "diverged"}, "its training diverged"),
         ({"fell_back": True}, "as it was before"),
     ):
         of = [{**usual, "lock": "", "target": "base"}, {**usual, "lock": "specdef", **what}]
-        said = [trained_no_more([*of, *rows], "KMNIST").printed, next(curvature(of)).printed]
+        said = [not_learnt([*of, *rows], "KMNIST").printed, next(curvature(of)).printed]
         assert all(each.startswith(SILENT) and why in each for each in said)
         assert list(backdoored([*of, *backdoor((0.9, 0.94), (0.85, 0.94))[3:]], "backdoor"))[
             1
@@ -266,6 +293,7 @@ def test_a_search_over_settings_is_told() -> None:
         "trials": 12,
         "task": "fashion-mnist",
     }
+    row |= {"audited": 12, "every": [{"status": "audited"}]}
     row |= {"strongest_attack": "clip at lr 1e-3", "max_utility_drop": 0.01, "base": 0.8, "worth": 0.3}
     (told,) = tuning([row])
     said = "there is one: specdef:alpha=0.1 leaves 40.0% of its validation split, by clip at lr 1e-3"
@@ -274,7 +302,17 @@ def test_a_search_over_settings_is_told() -> None:
     assert weak.searched.startswith("none locks: specdef:alpha=0.1 leaves 75.0%")
     (none,) = tuning([row | {"lock": ""}])
     assert none.under_search[0].verdict == "none locks within 1.00% of the validation split's utility"
-    assert none.searched.endswith(": 12 settings tried on fashion-mnist, the printed ones first")
+    assert none.searched.endswith(
+        ": 12 settings tried on fashion-mnist, the printed ones first, under one seed; 12 attacked"
+    )
+    fell = row | {
+        "audited": 11,
+        "every": [{"status": "pruned", "reason": "no state kept the utility"}],
+        "worth": 0.01,
+    }
+    (silent,) = tuning([fell])
+    assert "no weights 79.0%, so that training alone is judged" in silent.searched
+    assert silent.searched.endswith("11 attacked, the printed ones not: no state kept the utility)")
 
 
 def classes(**scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
@@ -359,6 +397,17 @@ def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
     told = next(utility([rows[0], rows[1] | {"examples": 185, "change_ci": [-0.038, 0.016]}])).printed
     assert told.startswith(UNTOLD)
     assert told.endswith("on 185 examples, the change's 95% interval −3.8 points to +1.6 points")
+    draws = rows[1] | {"measured": 0.97, "seeds": [0.96, 0.98], "change_ci": [-0.04, 0.0]}
+    for changes, said in (
+        ([[-0.04, -0.02], [-0.015, 0.0]], f"{FALLS} in 1 of 2 draws: 99.0% → 97.0% (96.0% to 98.0%)"),
+        ([[-0.02, -0.005], [-0.005, 0.0]], f"{UNTOLD}: "),
+        ([[-0.009, -0.005], [-0.005, 0.0]], f"{HOLDS}: "),
+    ):
+        told = next(utility([rows[0], draws | {"changes": changes}])).printed
+        assert told.startswith(said)
+        assert told.endswith(
+            ", the change's 95% interval over 2 draws of the lock −4.0 points to ±0.0 points"
+        )
     for what, why in (
         ({"status": "diverged"}, "its training diverged"),
         ({"fell_back": True}, "it is the model as it was"),

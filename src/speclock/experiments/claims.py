@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,9 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         if not lock:
             continue
         may_cost = POINT if r["paper"] is None else max(POINT, base["paper"] - r["paper"])
-        low, high = r.get("change_ci") or (r["measured"] - base["measured"],) * 2
-        verdict = HOLDS if low >= -may_cost else FALLS if high < -may_cost else UNTOLD
+        # Records of before have one interval for all draws of a lock.
+        changes = r.get("changes") or [r.get("change_ci") or (r["measured"] - base["measured"],) * 2]
+        verdict = _of_draws([_within(change, may_cost) for change in changes])
         if why := idle(r):
             verdict = f"{SILENT}, {why}"
         if r.get("tuned_on"):
@@ -111,12 +112,27 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         else:
             papers = f"paper: {percent(base['paper'], 0)} → {percent(r['paper'], 0)}"
             claim = f"The lock keeps the base's utility ({papers}{_stand_ins([r])})"
-        n = f" on {r['examples']} examples" if "examples" in r else ""
+        draws = r.get("seeds", ())
+        n = spread(draws) + (f" on {r['examples']} examples" if "examples" in r else "")
         if change := between(r.get("change_ci"), points):
-            n += f", the change's 95% interval {change}"
+            over = f" over {len(draws)} draws of the lock" if len(draws) > 1 else ""
+            n += f", the change's 95% interval{over} {change}"
         if r.get("tuned_on"):
             n += f", by {lock}"
         yield judged(claim, verdict, f"{percent(base['measured'])} → {percent(r['measured'])}{n}")
+
+
+def _within(change: Sequence[float], may_cost: float) -> str:
+    low, high = change
+    return HOLDS if low >= -may_cost else FALLS if high < -may_cost else UNTOLD
+
+
+def _of_draws(verdicts: Sequence[str]) -> str:
+    """Of several draws of a lock, which differ."""
+    fallen = verdicts.count(FALLS)
+    if 0 < fallen < len(verdicts):
+        return f"{FALLS} in {fallen} of {len(verdicts)} draws"
+    return verdicts[0] if len(set(verdicts)) == 1 else UNTOLD
 
 
 def idle(r: dict[str, Any]) -> str | None:
@@ -137,9 +153,13 @@ def tuning(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
     for r in rows:
         if r["block"] != "tuning":
             continue
-        tried = f"{r['trials']} settings tried on {r['task']}, the printed ones first"
+        tried = (
+            f"{r['trials']} settings tried on {r['task']}, the printed ones first, under one seed; {_kept(r)}"
+        )
         if r["lock"]:
             beside = f"the base {percent(r['base'])}, no weights {percent(r['base'] - r['worth'])}"
+            if r["worth"] < WORTH:
+                beside += ", so that training alone is judged"
             left = f"{percent(r['measured'])} of its validation split"
             verdict = "none locks" if r["measured"] > r["base"] - 2 * NEAR else "there is one"
             told = f"{r['lock']} leaves {left}, by {r['strongest_attack']} ({beside}; {tried})"
@@ -152,25 +172,62 @@ def tuning(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         yield Claim(claim, (), (Finding(verdict, told),))
 
 
-def trained_no_more(rows: Sequence[dict[str, Any]], column: str) -> Claim:
-    """The locked model does not learn another task: at the printed rates, and under the search."""
+def _kept(tuning: dict[str, Any]) -> str:
+    """How many of a search's trials were attacked, and whether the printed one was."""
+    first, attacked = tuning["every"][0], f"{tuning['audited']} attacked"
+    return (
+        attacked if first["status"] == "audited" else f"{attacked}, the printed ones not: {first['reason']}"
+    )
+
+
+def trained_no_more(
+    rows: Sequence[dict[str, Any]], column: str, ours: Collection[str] = ()
+) -> Iterator[Claim]:
+    """The base learns another task and the locked model does not: at the printed rates, and under the search. Of the
+    optimizers in ``ours`` the paper gives no rate."""
     why = printed_idle(rows)
     of = [r for r in rows if r.get("column") == column]
-    claim = f"The locked model does not learn {column}{_papers([r for r in of if r['target'] == 'locked'])}"
     printed = [r for r in of if r["block"] == "as printed"]
     best = max((_with_chance(r) for r in printed if r["target"] == "locked"), default=0.0)
     searched = [r for r in of if r["block"] == "searched"]
-    said = (Finding(f"{SILENT}, {why}"),) if why else tuple(_as_printed(printed))
-    return Claim(claim, said, search_of(searched, best))
+    said = (Finding(f"{SILENT}, {why}"),) if why else tuple(_as_printed(printed, ours))
+    within = next((f" in {r['steps']} steps" for r in printed if "steps" in r), "")
+    base, locked = ([r for r in of if r["target"] == target] for target in ("base", "locked"))
+    unlocked = [r for r in printed if r["target"] == "base" and r["optimizer"] not in ours]
+    # Of several rates of one optimizer nobody says that all of them train.
+    if len({r["optimizer"] for r in unlocked}) == len(unlocked):
+        learns = tuple(map(_learns, unlocked))
+        yield Claim(f"The base learns {column}{within} at the paper's rates{_papers(base)}", learns)
+    yield Claim(
+        f"The locked model does not learn {column}{within}{_papers(locked)}", said, search_of(searched, best)
+    )
+
+
+def _learns(base: dict[str, Any]) -> Finding:
+    """Whether the base learns under every seed."""
+    learnt = sum(score > base["chance"] + 2 * NEAR for score in _scores(base))
+    verdict = (
+        HOLDS
+        if learnt == base["runs"]
+        else f"{PART}, in {learnt} of {base['runs']} runs"
+        if learnt
+        else FALLS
+    )
+    return Finding(verdict, _ended(base), of=f"{base['optimizer']} at {short(base['lr'])}")
 
 
 def _with_chance(r: dict[str, Any]) -> float:
     """The mean over a printed attack's seeds, one that diverged at chance."""
-    ended = [] if _all_diverged(r) else r["seeds"]
+    ended = _scores(r)
     return float(sum(ended) + (r["runs"] - len(ended)) * r["chance"]) / r["runs"]
 
 
-def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+def _scores(r: dict[str, Any]) -> list[float]:
+    """Of the runs that came to their end."""
+    return [] if _all_diverged(r) else list(r["seeds"])
+
+
+def _as_printed(rows: Sequence[dict[str, Any]], ours: Collection[str]) -> Iterator[Finding]:
     """Of each optimizer, by the best of its runs: an attacker takes the best of his models, as whoever trains the base
     does."""
     for optimizer, lr in dict.fromkeys((r["optimizer"], r["lr"]) for r in rows):
@@ -191,9 +248,9 @@ def _as_printed(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
             verdict = f"{SILENT}, the base learns hardly more"
         else:
             verdict = HOLDS + _by_divergence(locked)
-        yield Finding(
-            verdict, f"base {_ended(base)}, locked {_ended(locked)}", of=f"{optimizer} at {short(lr)}"
-        )
+        rate = f"{'our ' if optimizer in ours else ''}{short(lr)}"
+        scores = f"base {_ended(base)}, locked {_ended(locked)}"
+        yield Finding(verdict, scores, of=f"{optimizer} at {rate}")
 
 
 def _by_divergence(r: dict[str, Any]) -> str:
@@ -318,6 +375,11 @@ def _stand_ins(rows: Sequence[dict[str, Any]]) -> str:
     return "" if named is None else f"; here {named}"
 
 
+def _here(rows: Sequence[dict[str, Any]]) -> str:
+    said = _stand_ins(rows).removeprefix("; ")
+    return f" ({said})" if said else ""
+
+
 def diverged_of(row: dict[str, Any]) -> str:
     """How many runs diverged and have no score."""
     return f", {row['diverged']} of {row['runs']} diverged" if row.get("diverged") else ""
@@ -347,11 +409,10 @@ def _of_lock(locked: dict[str, Any], printed: float) -> Finding:
     doubts = [flag for flag in locked["flags"] if flag in DOUBTS]
     if base < floor + WORTH:
         verdict, reached = _trains(locked, doubts, printed)
-        return Finding(
-            f"{SILENT} about the weights, which are worth no more than the floor; {verdict}",
-            f"{reached}floor {percent(floor)}{beside}",
-            of=name,
+        worth = (
+            f"the weights are worth no more than the floor, {percent(floor)}, and training alone is judged"
         )
+        return Finding(verdict, f"{reached}{worth}{beside}", of=name)
     without = "" if control is None else f"control {percent(control)}, "
     scores = (
         f"base {percent(base)}, {without}locked {percent(locked['measured'])}, floor {percent(floor)}{beside}"
@@ -378,7 +439,7 @@ def _trains(locked: dict[str, Any], doubts: Sequence[str], printed: float) -> tu
     bar = locked["chance"] + 2 * NEAR
     base, found = locked["base_trained"], locked["trained"]
     if base is None or base["score"] <= bar:
-        return "the base does not train either", ""
+        return f"{SILENT}, the base does not train either", ""
     score = max(found["score"] if found else 0.0, printed)
     best = max((seed for seed in (found or {}).get("seeds", []) if seed is not None), default=0.0)
     by = f"{found['by']}, " if found and found["score"] >= printed else "as printed, "
@@ -386,18 +447,18 @@ def _trains(locked: dict[str, Any], doubts: Sequence[str], printed: float) -> tu
     reached += f"the base by {base['by']}, {percent(base['score'])}{_missing(base)}; "
     # That nothing learns at the edge of what was searched is what is said; a base that still rises trains all the more.
     doubts = [doubt for doubt in doubts if doubt not in ("edge_of_grid", "budget_too_small")]
-    if score > base["score"] - 2 * NEAR:
-        return "it trains", reached
     if score > bar:
+        learnt = (score - locked["chance"]) / (base["score"] - locked["chance"])
+        share = "as much as the base" if learnt >= 1 else f"{percent(learnt, 0)} of what the base learns"
         # Whoever trains on may come as far.
-        rising = ", and still rises" if "still_rising" in doubts else ""
-        return f"it trains less far within {locked['steps']} steps{rising}", reached
+        rising = ", and still rises" if "still_rising" in doubts and learnt < 1 else ""
+        return f"{FALLS}, it learns {share} in {locked['steps']} steps{rising}", reached
     if best > bar:
-        return "it trains under some seeds", reached
+        return f"{FALLS} under some seeds", reached
     if doubts:
-        return f"training stalls, with doubts ({', '.join(doubts)})", reached
+        return f"{SILENT}, training stalls with doubts ({', '.join(doubts)})", reached
     low, high = locked["rates"]
-    return f"training stalls at every rate from {short(low)} to {short(high)}", reached
+    return f"{HOLDS}, training stalls at every rate from {short(low)} to {short(high)}", reached
 
 
 def _missing(found: Mapping[str, Any] | None) -> str:
@@ -443,7 +504,7 @@ def curvature(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
             verdict = (
                 f"{PART}, on {raised} of {len(grown)} {'samples' if block == 'curvature' else 'draws of it'}"
             )
-        where = f" on {of[0]['task']}" if of[0].get("task") else ""
+        where = f" on {of[0]['task']}{_here(of)}" if of[0].get("task") else ""
         where += (
             ", batch norms at their running statistics, as in no attack" if of[0].get("batch_norm") else ""
         )

@@ -51,6 +51,7 @@ class Figure4(Table1Image):
         "of MNIST's training images 5,000 are held back for what is chosen",
         "the base is made once; each attack of another seed meets another lock, and the audit the first",
     )
+    our_rates: ClassVar[tuple[str, ...]] = ("lbfgs", "natural-gradient")
     name: ClassVar[str] = "figure4"
     title: ClassVar[str] = "Preconditioners on a locked network: utility kept, and training for another task"
     scales: ClassVar[dict[str, dict[str, Any]]] = {
@@ -90,6 +91,8 @@ class Figure4(Table1Image):
                     steps, scores = zip(*curve, strict=True) if curve else ((), ())
                     label = r["target"] if i == 0 else None
                     axes.plot(steps, scores, color=COLORS[r["target"]], lw=1, label=label)
+                    if steps and steps[-1] < r["steps"]:
+                        axes.plot(steps[-1:], scores[-1:], "x", color=COLORS[r["target"]], ms=4)
             for r in rows:
                 if r["block"] == "searched" and r["target"] == "locked" and r["lock"] == self.lock:
                     axes.axhline(r["floor"], color=COLORS["muted"], lw=0.8, ls=(0, (4, 2)))
@@ -99,15 +102,21 @@ class Figure4(Table1Image):
             ended = [r for r in rows if r["block"] == "as printed" and r["optimizer"] == attack.optimizer]
             for r in ended:
                 if r["diverged"]:
-                    note = f"{r['target']}: {r['diverged']} of {r['runs']} diverged"
+                    note = f"{r['target']}: {r['diverged']} of {r['runs']} diverged (×)"
                     y = 0.95 if r["target"] == "base" else 0.88
                     axes.text(0.03, y, note, transform=axes.transAxes, fontsize=6, color=COLORS[r["target"]])
-            axes.set_title(f"{attack.optimizer}, lr {attack.lr:g}", fontsize=9)
+            rate = f"{'our ' if attack.optimizer in self.our_rates else ''}lr {attack.lr:g}"
+            axes.set_title(f"{attack.optimizer}, {rate}", fontsize=9)
             axes.set_xscale("log")
             axes.set_xlabel("step")
             axes.set_ylim(0, 1)
         grid[0].set_ylabel("accuracy: curves on validation,\nlines on test", fontsize=8)
-        grid[-1].plot([], [], color=COLORS["muted"], lw=0.8, ls=(0, (1, 2)), label="at its best rate")
-        grid[-1].plot([], [], color=COLORS["muted"], lw=0.8, ls=(0, (4, 2)), label="floor")
-        grid[-1].legend(frameon=False, fontsize=7)
+        for target in ("base", "control", "locked"):
+            label = f"{target} at its best rate"
+            grid[-1].plot([], [], color=COLORS[target], lw=0.8, ls=(0, (1, 2)), label=label)
+        grid[-1].plot([], [], color=COLORS["muted"], lw=0.8, ls=(0, (4, 2)), label="without the weights")
+        figure.legend(*grid[-1].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=7)
+        instead = next((r["instead"] for r in rows if r["block"] == "as printed" and r["instead"]), None)
+        if instead:
+            figure.suptitle(f"{self.others[0].column}: {instead}", fontsize=8)
         return figure

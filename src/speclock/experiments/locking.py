@@ -153,6 +153,8 @@ class Locking(Experiment):
     seeds: int = 3
 
     rules: ClassVar[str | None] = RULES_OF_AUDITS
+    our_rates: ClassVar[tuple[str, ...]] = ()
+    """Optimizers of which the paper gives no rate."""
     draws_curves: ClassVar[bool] = False
     """Whether the figure shows the printed runs on their way, which must be scored there then."""
 
@@ -187,7 +189,9 @@ class Locking(Experiment):
         return [*rows, *at.curvatures()]
 
     def claims(self, rows: list[Row]) -> list[Claim]:
-        columns = [trained_no_more(rows, other.column) for other in self.others]
+        columns = [
+            claim for other in self.others for claim in trained_no_more(rows, other.column, self.our_rates)
+        ]
         return [*utility(rows), *curvature(rows), *tuning(rows), *columns]
 
     def draw(self, rows: list[Row]) -> Figure:
@@ -438,6 +442,7 @@ class _Place:
             yield row(
                 [self.retain.measured(each) for each in answers],
                 examples=len(truth),
+                changes=changes,
                 # Of several draws of the lock, what any of them may be.
                 change_ci=(min(low for low, _ in changes), max(high for _, high in changes))
                 if changes

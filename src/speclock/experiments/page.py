@@ -9,7 +9,7 @@ from typing import Any
 
 from speclock.experiments import EXPERIMENTS
 from speclock.experiments.base import Experiment, made_on, made_otherwise, settings_of
-from speclock.experiments.claims import Finding, name_of, spread
+from speclock.experiments.claims import NEAR, Finding, name_of, spread
 from speclock.numbers import NONE, interval, percent, short
 
 _HEAD = """# The paper, claim by claim
@@ -23,6 +23,15 @@ a seed without a score at the floor, with its 95% interval. Intervals beside the
 the base is worth no more than the floor, a claim is about trainability alone, and is judged by whether any training on
 the locked model works, a seed without a score at chance. That a lock keeps the utility to within a point is said where
 the whole 95% interval of the change lies above that: with a few hundred test examples it seldom can.
+
+*Floor*: what the attacker has without the weights, by the best of training from scratch, classical models, and the
+public model where the base was made from one. *Control*: the same training as the lock's, without the lock. *Probe*: a
+new head alone, which trains nothing beneath it. *Clip*: large singular values cut down before training. Printed attacks
+keep the model's own head where it has as many outputs as the task has labels, and do not clip gradients; the search
+gives every model a fresh head, and tries each optimizer with clipped gradients beside the printed one without. *undo*
+draws most of the weights anew and teaches them the base's answers, *scheduled* raises singular values by a schedule;
+both are ours ([docs/locks.md](locks.md)). A smaller scale keeps the paper's settings and has less data, so fewer steps;
+they are named beside each claim and table. Flags are explained in [docs/threat-model.md](threat-model.md).
 """
 
 
@@ -57,6 +66,7 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
             parts.append("\n".join(lines))
         parts.append(f"![{experiment.title}]({link}/{name}.png)")
         parts += _blocks(record["rows"])
+        parts += _audits(record["rows"])
         parts += _of_the_weights(record["rows"])
         if rows := [row for row in record["rows"] if row["paper"] is not None and "block" in row]:
             parts.append(_beside_the_papers(rows))
@@ -148,20 +158,22 @@ def _blocks(rows: list[dict[str, Any]]) -> Iterator[str]:
     for model, column in dict.fromkeys((row.get("model"), row["column"]) for row in found):
         cells: dict[tuple[str, str], dict[str, str]] = {}
         floors: dict[tuple[str, str], str] = {}
-        for row in found:
-            if (row.get("model"), row["column"]) != (model, column):
-                continue
+        of = [row for row in found if (row.get("model"), row["column"]) == (model, column)]
+        for row in of:
             block, target = row["block"], row["target"]
             if block == "searched":
-                # The base's own row stands first, and is that of the paper's lock too.
-                lock = name_of(row["lock"]) + (" (tuned)" if row.get("tuned_on") else "")
+                # The base's own row stands first, and is that of every lock.
                 names = (
-                    [lock]
+                    [_lock(row)]
                     if row["lock"]
-                    else [name_of(other["lock"]) for other in found if other["lock"]][:1]
+                    else list(
+                        dict.fromkeys(
+                            _lock(other) for other in of if other["block"] == block and other["lock"]
+                        )
+                    )
                 )
                 at = [(_BLOCKS[block], name) for name in names]
-                floors[at[0]] = f"{percent(row['floor'])} ({row['floor_by'] or 'chance'})"
+                floors |= dict.fromkeys(at, f"{percent(row['floor'])} ({row['floor_by'] or 'chance'})")
             else:
                 # One optimizer may be printed at several rates.
                 rate = f" at {short(row['lr'])}" if block == "as printed" else ""
@@ -170,7 +182,12 @@ def _blocks(rows: list[dict[str, Any]]) -> Iterator[str]:
                 cells.setdefault(place, {})[target] = _cell(row)
         if not cells:
             continue
-        title = f"**{column}**" + (f", {model}" if model else "")
+        steps = ", ".join(str(n) for n in dict.fromkeys(row["steps"] for row in of if "steps" in row))
+        title = (
+            f"**{column}**"
+            + (f", {model}" if model else "")
+            + (f", attacks of {steps} steps" if steps else "")
+        )
         lines = ["| block | by | base | control | locked | floor |", "| --- | --- | --- | --- | --- | --- |"]
         for (block, name), by in cells.items():
             scores = " | ".join(by.get(target, NONE) for target in ("base", "control", "locked"))
@@ -185,6 +202,23 @@ _BLOCKS = {
 }
 
 
+def _lock(row: dict[str, Any]) -> str:
+    return name_of(row["lock"]) + (" (tuned)" if row.get("tuned_on") else "")
+
+
+def _audits(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The audits' own sentences, which tell what a lock costs on inputs a little off the test split too, and every flag
+    that they raise."""
+    found = [row for row in rows if row.get("block") == "searched" and row["target"] == "locked"]
+    if not found:
+        return
+    lines = ["| lock | its audit | flags |", "| --- | --- | --- |"]
+    for row in found:
+        name = ", ".join(each for each in (_lock(row), row["column"], row.get("model")) if each)
+        lines.append(f"| {name} | {row['verdict']} | {', '.join(row['flags']) or NONE} |")
+    yield "**What the audits say**\n\n" + "\n".join(lines)
+
+
 def _cell(row: dict[str, Any]) -> str:
     """A score with its rate and what qualifies it."""
     runs, diverged = row.get("runs", len(row["seeds"])), row.get("diverged", 0)
@@ -194,8 +228,14 @@ def _cell(row: dict[str, Any]) -> str:
         return "diverged"
     said = percent(row["measured"])
     said += f" ({interval(row['ci'])})" if row["block"] == "searched" and row["ci"] else spread(row["seeds"])
+    if row["block"] == "searched" and row.get("strongest_attack"):
+        said += f" by {row['strongest_attack']}"
     if row["block"] == "at its best":
-        said += f" at {short(row['lr'])}"
+        low, high = (short(end) for end in row["rates"] or (row["lr"],) * 2)
+        if max(row["seeds"]) <= row["chance"] + 2 * NEAR:
+            said += f", near chance at every rate from {low} to {high}"
+        else:
+            said += f" at {short(row['lr'])} of {low} to {high}"
     if diverged:
         said += f", {diverged} of {runs} diverged"
     if row.get("collapsed"):
@@ -243,7 +283,8 @@ def _beside_the_papers(rows: list[dict[str, Any]]) -> str:
         names = ("block", "column", "model", "label", "target", "optimizer", "lr")
         what = ", ".join(str(row[name]) for name in names if row.get(name))
         stand_in = "yes" if row["stand_in"] else ""
-        paper = percent(row["paper"]) if isinstance(row["paper"], float) else row["paper"]
+        # To the digits that the paper has.
+        paper = f"{100 * row['paper']:.4g}%" if isinstance(row["paper"], float) else row["paper"]
         runs, diverged = row.get("runs", len(row["seeds"])), row.get("diverged", 0)
         ended = f"{runs}" + (f", {diverged} diverged" if diverged else "")
         ended += f", {row['collapsed']} collapsed" if row.get("collapsed") else ""

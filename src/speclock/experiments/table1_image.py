@@ -68,6 +68,7 @@ class Table1Image(Locking):
         "ResNet18 has the stem that it has for ImageNet, whatever the size of the images",
         "the base is made once, and so is the lock that is audited",
     )
+    our_rates: ClassVar[tuple[str, ...]] = ("adadelta", "sgd-momentum")
     name: ClassVar[str] = "table1-image"
     title: ClassVar[str] = "A locked ResNet18 keeps its digits and is trained for other images"
     scales: ClassVar[dict[str, dict[str, Any]]] = {
