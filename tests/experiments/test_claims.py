@@ -334,6 +334,7 @@ def classes(**scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
             "seeds": seeds,
             "ended": list(range(len(seeds))),
             "runs": 3,
+            "steps": 250,
             "examples": 100,
             "idle": [None] * 3,
             "diverged": 3 - len(seeds),
@@ -363,6 +364,23 @@ def classes(**scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
         ({"locked": [(0.0, 0.7)] * 3}, (HOLDS, "loses no more than the paper's does", HOLDS)),
         ({"locked_relearned": [(0.24, 0.76)]}, (HOLDS, HOLDS, PART)),
         ({"locked_relearned": [(0.64, 0.76)] * 3}, (HOLDS, HOLDS, f"{FALLS}:")),
+        # What the lock's own training gained on the other classes is no relearning's to keep.
+        (
+            {"locked": [(0.0, 0.9)] * 3, "locked_relearned": [(0.64, 0.78)] * 3},
+            (HOLDS, HOLDS, f"{FALLS}:"),
+        ),
+        # Hardly less than the unlocked model comes to, below the mark or not.
+        (
+            {"unlearned_relearned": [(0.66, 0.8)] * 3, "locked_relearned": [(0.57, 0.76)] * 3},
+            (HOLDS, HOLDS, FALLS),
+        ),
+        (
+            {
+                "unlearned_relearned": [(0.66, 0.8), (0.59, 0.8), (0.59, 0.8)],
+                "locked_relearned": [(0.57, 0.76), (0.1, 0.76), (0.1, 0.76)],
+            },
+            (f"{PART}, in 1 of 3 runs", HOLDS, f"{FALLS}:"),
+        ),
         # The class came back for the price of the others.
         ({"locked_relearned": [(1.0, 0.0)] * 3}, (HOLDS, HOLDS, f"{HOLDS}, by collapse alone")),
         ({"unlearned_relearned": [(1.0, 0.0)] * 3}, (FALLS, HOLDS, SILENT)),
@@ -383,6 +401,30 @@ def test_a_relearning_is_judged_by_what_it_leaves_of_the_other_classes(
     assert ("3 of 3 collapsed" in said) == collapsed
 
 
+@pytest.mark.parametrize(
+    ("locked", "relearned", "verdict"),
+    [
+        ((0.0, 0.76), (0.64, 0.76), FALLS),
+        ((0.0, 0.76), (0.1, 0.76), HOLDS),
+        ((0.0, 0.76), (0.3, 0.76), PART),
+        ((0.0, 0.76), (0.9, 0.2), f"{HOLDS}, by collapse alone"),
+        ((0.0, 0.3), (0.1, 0.3), f"{SILENT}, the lock ruined the other classes"),
+    ],
+)
+def test_the_lock_at_another_rate_is_judged_alike(
+    locked: tuple[float, float], relearned: tuple[float, float], verdict: str
+) -> None:
+    rows = classes() + [
+        {"block": "at another rate", "lr": 0.01, "idle": None, "diverged": 0, "model": model, "label": label}
+        | {"measured": scores[i]}
+        for model, scores in (("locked", locked), ("locked, relearned", relearned))
+        for i, label in enumerate(("automobile", "cat"))
+    ]
+    (found,) = Table3.at("smoke").claims(rows)[-1].as_printed
+    assert (found.of, found.verdict) == ("at 0.01", verdict)
+    assert f"the others 80.0% → {locked[1]:.1%} by the lock; {relearned[0]:.1%} relearnt" in found.evidence
+
+
 @pytest.mark.parametrize(("locked", "verdict"), [(0.985, HOLDS), (0.97, FALLS)])
 def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
     rows = [
@@ -396,7 +438,10 @@ def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
     assert ours.printed == "does not hold: 99.0% → 50.0%"
     told = next(utility([rows[0], rows[1] | {"examples": 185, "change_ci": [-0.038, 0.016]}])).printed
     assert told.startswith(UNTOLD)
-    assert told.endswith("on 185 examples, the change's 95% interval −3.8 points to +1.6 points")
+    said = (
+        "on 185 examples, the change's 95% interval of this one draw of the lock −3.8 points to +1.6 points"
+    )
+    assert told.endswith(said)
     draws = rows[1] | {"measured": 0.97, "seeds": [0.96, 0.98], "change_ci": [-0.04, 0.0]}
     for changes, said in (
         ([[-0.04, -0.02], [-0.015, 0.0]], f"{FALLS} in 1 of 2 draws: 99.0% → 97.0% (96.0% to 98.0%)"),

@@ -13,7 +13,7 @@ from speclock.cli import main
 from speclock.curvature import gradient_descent_steps, nesterov_steps
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
-from speclock.experiments.base import SCALES, Row, reproduce, row
+from speclock.experiments.base import SCALES, Row, made_otherwise, reproduce, row, settings_of
 from speclock.experiments.claims import name_of
 from speclock.experiments.figure2 import ARCHITECTURES, Figure2
 from speclock.experiments.figure4 import Figure4
@@ -142,6 +142,17 @@ def test_of_several_models_the_record_is_there_with_the_first(
     whole = reproduce("table1-text", "smoke", tmp_path, resume=True)
     assert whole["unfinished"] == []
     assert len(whole["rows"]) == 4
+
+
+def test_a_setting_that_came_later_and_is_none_changes_nothing() -> None:
+    experiment = Table1Text.at("smoke")
+    settings = settings_of(experiment)
+    record = {"experiment": "table1-text", "scale": "smoke", "settings": settings, "rules": experiment.rules}
+    assert not made_otherwise(record)
+    (part,) = settings["models"]
+    older = {name: value for name, value in part.items() if name != "quoted_epochs"}
+    assert not made_otherwise(record | {"settings": settings | {"models": [older]}})
+    assert made_otherwise(record | {"settings": settings | {"models": [part | {"quoted_epochs": 2}]}})
 
 
 def test_gradient_descent_takes_what_its_theory_says_at_most(made: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from speclock import tasks
 from speclock.attacks import ATTACKS
+from speclock.attacks.base import Status
 from speclock.errors import InputError
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
@@ -108,3 +110,27 @@ def test_a_forgotten_class_is_relearnt(base: Model, digits: Task) -> None:
     assert outcome.curve[0][1] < 0.3
     assert outcome.best > outcome.curve[0][1] + 0.4
     assert outcome.beside["kept"] > 0.8
+
+
+def test_a_class_relearnt_for_the_price_of_the_others_is_no_success(base: Model, digits: Task) -> None:
+    """The start, at which the model still does all of its tasks, is none of the run's."""
+    back = relearn(digits, "4")
+    labels = np.full_like(back.train.labels, 4)
+    labels[0] = 5  # a task has two labels at least
+    every = replace(back, train=Examples(back.train.inputs, labels))
+    keep = back.beside["kept"].score(base, "validation") - 0.05
+    how = ATTACKS["finetune"](lr=3e-3, batch_size=32)
+    outcome = how(base, every, 40, keep=keep, due=[20, 40], quoted=True).outcome
+    assert outcome.curve[-1][1] > 0.9
+    assert outcome.uncounted == [20, 40]
+    assert outcome.status is Status.COLLAPSED
+    assert (outcome.best, outcome.test) == (None, None)
+
+
+def test_what_a_score_counts_by_is_not_read_off_a_few_examples(digits: Task) -> None:
+    back, without = relearn(digits, "4"), forget(digits, "4")
+    kept = len(back.beside["kept"].part("validation"))
+    assert 40 < kept <= 1000
+    few = back.limit(validation=8)
+    assert (len(few.part("validation")), len(few.beside["kept"].part("validation"))) == (8, kept)
+    assert len(without.limit(validation=8).beside["forgotten"].part("validation")) == 8

@@ -204,9 +204,9 @@ class Attack(ABC):
         ``steps`` are counted from the first label on, and so is ``due``, at which the validation split is scored
         (default: 1, 2, 4, …, ``steps``). ``watch(step, score)`` hears of every evaluation, and ends the run by
         answering True: that is how a sweep prunes. ``keep`` is what the tasks beside must score for an evaluation to
-        count, where the task asks for that; a run of which none counts has collapsed. A ``quoted`` run is brought
-        back to its best evaluation and scored on the test split, once. ``utility`` asks for the retain task's score
-        after the attack. Raises :class:`InapplicableError` for an attack that does not fit.
+        count, where the task asks for that; a run of which none after the start counts has collapsed. A ``quoted`` run
+        is brought back to its best evaluation and scored on the test split, once. ``utility`` asks for the retain
+        task's score after the attack. Raises :class:`InapplicableError` for an attack that does not fit.
         """
         if steps < 1:
             raise InputError(f"steps is {steps}; an attack needs a budget of at least 1.")
@@ -305,7 +305,7 @@ class _Judge:
                     break
         if not self._is_over and (not outcome.curve or outcome.curve[-1][0] != index):
             self._evaluate(index)
-        if outcome.status is Status.OK and outcome.best is None:
+        if outcome.status is Status.OK and self._kept_nothing:
             self._ended(Status.COLLAPSED, f"no evaluation kept what stands beside it at {self.keep:.1%}")
         if outcome.status is Status.OK and self.state is not None:
             self.model.module.load_state_dict(self.state)
@@ -332,6 +332,15 @@ class _Judge:
                 state = self.model.module.state_dict()
                 self.state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         return self.watch is not None and self.watch(index, score if counts else 0.0)
+
+    @property
+    def _kept_nothing(self) -> bool:
+        """Whether no evaluation counts, but for that of a model before the first step, which no run ruined."""
+        outcome = self.outcome
+        if outcome.best is None:
+            return True
+        taught = [index for index, _ in outcome.curve if index > 0]
+        return self.keep is not None and bool(taught) and set(taught) <= set(outcome.uncounted)
 
     @property
     def _is_over(self) -> bool:

@@ -29,6 +29,10 @@ from speclock.locks.card import Card
 from speclock.models import Model
 from speclock.tasks.base import NOTABLE, Task
 
+COLLAPSE_RULES = 2
+"""How runs on tasks that can collapse are judged, which no other run depends on: raised where RULES would be. 2: of a
+model with a head of its own, a run whose every evaluation after the start is not counted has collapsed."""
+
 KEPT_WITHIN = 0.05
 """How far what stands beside a backdoor or a relearning may fall below the base's, as it is, for its score to count."""
 
@@ -221,6 +225,8 @@ class Work:
         self, target: str, attack: Attack, stage: str, task: Task, steps: int, **asked: Any
     ) -> RunRecord:
         settings = {"stage": stage, "steps": steps, "keep": self._least(target)}
+        if self.task.collapses:
+            settings["collapse"] = COLLAPSE_RULES
         if (kept := self.kept.get(target, attack, **settings)) is not None:
             return kept
         outcome, fits = self._carry_out(target, attack, task, steps, quoted=stage == "final", **asked)

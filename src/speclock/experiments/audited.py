@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import speclock
@@ -60,6 +61,7 @@ def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any
         )
         found["ci"] = summary["intervals"].get(f"best_{target}")
         found["seeds"] = [run.test for run in of.runs] if of else []
+        found["beside"] = _beside(of.runs) if of else {}
         if target == "locked":
             found["fell_back"] = fell_back(card)
             found["idle_parts"] = idle_parts(card)
@@ -81,6 +83,12 @@ def searched_rows(record: Record, lock: str, targets: Sequence[str], **what: Any
             found["audit"] = in_short(record)
             found |= {"verdict": record.verdict, "flags": [flag.name for flag in record.flags]}
         yield found
+
+
+def _beside(runs: Sequence[RunRecord]) -> dict[str, float]:
+    """What stands beside the test scores of a pick's runs, by task: the mean over the seeds that have any."""
+    names = {name for run in runs for name in run.beside}
+    return {name: fmean(run.beside[name] for run in runs if name in run.beside) for name in sorted(names)}
 
 
 def fell_back(card: Mapping[str, Any]) -> bool:

@@ -165,7 +165,17 @@ def made_on(machine: Mapping[str, Any]) -> dict[str, str]:
 def made_otherwise(record: Mapping[str, Any]) -> bool:
     """Whether the experiment has other settings or rules today than when the record was made at its scale."""
     experiment: Experiment = EXPERIMENTS[record["experiment"]].at(record["scale"])
-    return settings_of(experiment) != record["settings"] or experiment.rules != record.get("rules")
+    there = _given(settings_of(experiment)) == _given(record["settings"])
+    return not there or experiment.rules != record.get("rules")
+
+
+def _given(settings: Any) -> Any:
+    """What is set: a setting that came later and is None changes nothing."""
+    if isinstance(settings, list):
+        return [_given(each) for each in settings]
+    if isinstance(settings, dict):
+        return {name: _given(each) for name, each in settings.items() if each is not None}
+    return settings
 
 
 def once(file: Path, make: Callable[[], Any]) -> Any:

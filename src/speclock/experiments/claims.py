@@ -33,7 +33,7 @@ DOUBTS = (
 )
 """Flags under which an audit that found no way in does not say that there is none."""
 REMARKS = (
-    *("forgetting", "control_broken", "no_control", "card_not_repeated"),
+    *("forgetting", "control_broken", "no_control", "card_not_repeated", "collapsed"),
     *("seeds_disagree", "floor_in_doubt"),
 )
 """Flags that stand beside a verdict: something else than the lock's idea may be why it holds, or the floor why it
@@ -115,7 +115,9 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         draws = r.get("seeds", ())
         n = spread(draws) + (f" on {r['examples']} examples" if "examples" in r else "")
         if change := between(r.get("change_ci"), points):
-            over = f" over {len(draws)} draws of the lock" if len(draws) > 1 else ""
+            over = (
+                f" over {len(draws)} draws of the lock" if len(draws) > 1 else " of this one draw of the lock"
+            )
             n += f", the change's 95% interval{over} {change}"
         if r.get("tuned_on"):
             n += f", by {lock}"
@@ -191,7 +193,8 @@ def trained_no_more(
     best = max((_with_chance(r) for r in printed if r["target"] == "locked"), default=0.0)
     searched = [r for r in of if r["block"] == "searched"]
     said = (Finding(f"{SILENT}, {why}"),) if why else tuple(_as_printed(printed, ours))
-    within = next((f" in {r['steps']} steps" for r in printed if "steps" in r), "")
+    steps = {r["steps"] for r in printed if "steps" in r}
+    within = f" in {next(iter(steps))} steps" if len(steps) == 1 else ""
     base, locked = ([r for r in of if r["target"] == target] for target in ("base", "locked"))
     unlocked = [r for r in printed if r["target"] == "base" and r["optimizer"] not in ours]
     # Of several rates of one optimizer nobody says that all of them train.
@@ -213,7 +216,13 @@ def _learns(base: dict[str, Any]) -> Finding:
         if learnt
         else FALLS
     )
-    return Finding(verdict, _ended(base), of=f"{base['optimizer']} at {short(base['lr'])}")
+    return Finding(
+        verdict, f"{_ended(base)}{_in_steps(base)}", of=f"{base['optimizer']} at {short(base['lr'])}"
+    )
+
+
+def _in_steps(r: dict[str, Any]) -> str:
+    return f", {r['steps']} steps" if "steps" in r else ""
 
 
 def _with_chance(r: dict[str, Any]) -> float:
@@ -249,7 +258,7 @@ def _as_printed(rows: Sequence[dict[str, Any]], ours: Collection[str]) -> Iterat
         else:
             verdict = HOLDS + _by_divergence(locked)
         rate = f"{'our ' if optimizer in ours else ''}{short(lr)}"
-        scores = f"base {_ended(base)}, locked {_ended(locked)}"
+        scores = f"base {_ended(base)}, locked {_ended(locked)}{_in_steps(base)}"
         yield Finding(verdict, scores, of=f"{optimizer} at {rate}")
 
 
@@ -403,7 +412,8 @@ def _of_lock(locked: dict[str, Any], printed: float) -> Finding:
     for target, scored in (("the base", base is not None), ("it", locked["scored"])):
         if not scored:
             return Finding(f"{SILENT}: every run on {target} diverged, collapsed or failed", of=name)
-    beside = f"; utility {percent(locked['utility_base'])} → {percent(locked['utility_locked'])}"
+    beside = "".join(f"; {what} {percent(score)}" for what, score in locked.get("beside", {}).items())
+    beside += f"; utility {percent(locked['utility_base'])} → {percent(locked['utility_locked'])}"
     if remarks := [flag for flag in locked["flags"] if flag in REMARKS]:
         beside += f"; {', '.join(remarks)}"
     doubts = [flag for flag in locked["flags"] if flag in DOUBTS]

@@ -124,6 +124,8 @@ class Locking(Experiment):
     batch_size: int = 32
     epochs: float = 10
     """Passes over the other task's training split, as printed."""
+    quoted_epochs: float | None = None
+    """Of the printed attack whose numbers the paper has, where not as many."""
     informed: tuple[str, ...] = ("clip", "heal", "probe")
     """What the audits try beside the optimizers."""
     max_length: int = 128
@@ -158,9 +160,11 @@ class Locking(Experiment):
     draws_curves: ClassVar[bool] = False
     """Whether the figure shows the printed runs on their way, which must be scored there then."""
 
-    def steps(self, task: Task) -> int:
-        """Of the printed attack; the search has as many."""
-        return max(1, round(self.epochs * (len(task.train) // self.batch_size)))
+    def steps(self, task: Task, attack: Printed | None = None) -> int:
+        """Of a printed attack; the search has as many as those that are not quoted."""
+        quoted = attack is not None and attack.quoted
+        epochs = (self.quoted_epochs if quoted else None) or self.epochs
+        return max(1, round(epochs * (len(task.train) // self.batch_size)))
 
     def as_printed(self, attack: Printed) -> FineTune:
         """The paper's attack."""
@@ -506,8 +510,8 @@ class _Place:
 
     def printed(self, other: Other) -> Iterator[Row]:
         task = self.task(other.task)
-        steps = self.of.steps(task)
         for attack in self.of.attacks:
+            steps = self.of.steps(task, attack)
             for i, target in enumerate(("base", "locked")):
                 runs = [
                     once(

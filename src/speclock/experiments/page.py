@@ -28,10 +28,11 @@ the whole 95% interval of the change lies above that: with a few hundred test ex
 public model where the base was made from one. *Control*: the same training as the lock's, without the lock. *Probe*: a
 new head alone, which trains nothing beneath it. *Clip*: large singular values cut down before training. Printed attacks
 keep the model's own head where it has as many outputs as the task has labels, and do not clip gradients; the search
-gives every model a fresh head, and tries each optimizer with clipped gradients beside the printed one without. *undo*
-draws most of the weights anew and teaches them the base's answers, *scheduled* raises singular values by a schedule;
-both are ours ([docs/locks.md](locks.md)). A smaller scale keeps the paper's settings and has less data, so fewer steps;
-they are named beside each claim and table. Flags are explained in [docs/threat-model.md](threat-model.md).
+gives every model a fresh head, but for tasks that its own answers (a class relearnt, a backdoor), and tries each
+optimizer with clipped gradients beside the printed one without. *undo* draws most of the weights anew and teaches them
+the base's answers, *scheduled* raises singular values by a schedule; both are ours ([docs/locks.md](locks.md)). A
+smaller scale keeps the paper's settings and has less data, so fewer steps; they are named beside each claim and table.
+Flags are explained in [docs/threat-model.md](threat-model.md).
 """
 
 
@@ -230,6 +231,7 @@ def _cell(row: dict[str, Any]) -> str:
     said += f" ({interval(row['ci'])})" if row["block"] == "searched" and row["ci"] else spread(row["seeds"])
     if row["block"] == "searched" and row.get("strongest_attack"):
         said += f" by {row['strongest_attack']}"
+        said += "".join(f", {what} {percent(score)}" for what, score in row.get("beside", {}).items())
     if row["block"] == "at its best":
         low, high = (short(end) for end in row["rates"] or (row["lr"],) * 2)
         if max(row["seeds"]) <= row["chance"] + 2 * NEAR:
@@ -256,9 +258,8 @@ def _of_the_weights(rows: list[dict[str, Any]]) -> Iterator[str]:
                 by_lock.setdefault(row["lock"], {})[row["block"]] = row
         for number, (lock, of) in enumerate(by_lock.items()):
             # The paper's lock may have been tuned: it is there twice.
-            name = (
-                name_of(lock) + (" (tuned)" if number > 1 and name_of(lock) == "specdef" else "")
-            ) or "base"
+            name = name_of(lock) + (" (tuned)" if number > 1 and name_of(lock) == "specdef" else "")
+            name = name or next(iter(of.values())).get("called") or "base"
             spectrum, curvature = (of.get(block) for block in ("spectrum", "curvature"))
             cells = [
                 _values(spectrum["seeds"]) if spectrum else NONE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock import models, tasks
 from speclock.attacks.finetune import FineTune
+from speclock.attacks.probe import Probe
 from speclock.attacks.repair import Clip
 from speclock.audits.run import RULES_OF_AUDITS
-from speclock.audits.suite import Suite, around, listed
+from speclock.audits.suite import Family, Suite, around, listed
 from speclock.experiments.audited import audited_in, fell_back, rows_by_optimizer, searched_rows
 from speclock.experiments.base import Experiment, Row, once, row
 from speclock.experiments.claims import (
     FALLS,
     HOLDS,
     KEPT,
+    NEAR,
     PART,
     SILENT,
     Claim,
+    Finding,
     curvature,
     diverged_of,
     judged,
@@ -90,6 +93,8 @@ class Table3(Experiment):
     our_locks: tuple[str, ...] = (f"{_UNDO},steps=4000", f"{_UNDO},steps=4000+{_SCHEDULED}")
     relearning_lr: float = 0.1
     """SGD for one epoch."""
+    other_rates: tuple[float, ...] = (3e-3, 1e-2)
+    """At which the lock is made under the first seed too, since the paper does not say what its own was."""
     our_controls: bool = True
     """Whether our locks have a control too; each takes as long as its lock, and as many attacks."""
     seeds: int = 3
@@ -112,6 +117,7 @@ class Table3(Experiment):
             "unlearning": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 10},
             "lock": f"specdef:top_k=1,retain=task,batch_size=32,steps=4{UNGUARDED}",
             "our_locks": (),
+            "other_rates": (1e-2,),
             "seeds": 1,
         },
         "small": {
@@ -123,7 +129,8 @@ class Table3(Experiment):
     }
 
     def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
-        return [*self._by_class(kept), *self._spectra(kept), *self._searched(kept, jobs)]
+        by_class = [*self._by_class(kept), *self._at_other_rates(kept)]
+        return [*by_class, *self._spectra(kept), *self._searched(kept, jobs)]
 
     # -- the table -----------------------------------------------------------------------------------------
 
@@ -147,9 +154,43 @@ class Table3(Experiment):
                     paper=paper[i] / 100,
                     instead=self._whole.source.stand_in,
                     block="as printed",
+                    steps=self._steps,
                     model=model,
                     label=label,
                 )
+
+    def _at_other_rates(self, kept: Path) -> Iterator[Row]:
+        """The printed lock at rates other than the one that is ours, before and after the relearning."""
+        for lr in self.other_rates:
+            found = once(kept / f"classes-{lr:g}.json", partial(self._chain_at, kept, lr))
+            for model, accuracies in found["accuracies"].items():
+                for i, label in enumerate(self._whole.labels):
+                    yield row(
+                        [accuracies[i]],
+                        instead=self._whole.source.stand_in,
+                        block="at another rate",
+                        lr=lr,
+                        idle=found["idle"],
+                        diverged=int(model in found["diverged"]),
+                        runs=1,
+                        model=model,
+                        label=label,
+                    )
+
+    def _chain_at(self, kept: Path, lr: float) -> dict[str, Any]:
+        lock = self.lock.replace("lr=1e-3", f"lr={lr:g}")
+        assert lock != self.lock
+        unlearned = partial(self._model, kept, "unlearned", 0)
+        made = locked_in(kept / f"locked-at-{lr:g}", lock, unlearned, self._without(), {"seed": 0})
+        attacked, outcome = self._relearning(made.model, self._whole, self._steps, utility=False)
+        return {
+            "accuracies": {
+                "locked": self._accuracies(made.model),
+                "locked, relearned": self._accuracies(attacked),
+            },
+            "diverged": [] if outcome.stayed_finite else ["locked, relearned"],
+            "idle": _idle(made.card),
+        }
 
     def _chain(self, kept: Path, seed: int) -> dict[str, Any]:
         whole = self._whole
@@ -161,9 +202,11 @@ class Table3(Experiment):
             if not outcome.stayed_finite:
                 diverged.append(f"{name}, relearned")
         accuracies = {name: self._accuracies(model) for name, model in made.items()}
-        card = self._locked(kept, self.lock, seed).card
-        idle = "diverged" if card["status"] == "diverged" else "fell back" if fell_back(card) else None
-        return {"accuracies": accuracies, "diverged": diverged, "idle": idle}
+        return {
+            "accuracies": accuracies,
+            "diverged": diverged,
+            "idle": _idle(self._locked(kept, self.lock, seed).card),
+        }
 
     def _accuracies(self, model: Model) -> list[float]:
         whole = self._whole
@@ -216,6 +259,7 @@ class Table3(Experiment):
         for lock in ("", self.lock):
             what = {
                 "target": "locked" if lock else "base",
+                "called": None if lock else "unlearned",
                 "lock": lock,
                 "instead": self._whole.source.stand_in,
             }
@@ -235,11 +279,18 @@ class Table3(Experiment):
             families=(
                 around(FineTune, 0.1, optimizer="sgd", **size),
                 *listed(self._relearning),
+                # At a constant rate the last steps are as noisy as the first, and the other classes with them.
+                around(FineTune, 0.1, optimizer="sgd", schedule="linear", **size),
                 around(FineTune, 1e-3, **size),
                 around(Clip, 1e-3, **size),
+                Family((Probe(),)),
             ),
             extended=False,
-            scratch=(around(FineTune, 3e-4, **size), around(FineTune, 0.1, optimizer="sgd-momentum", **size)),
+            # The second as the base itself was trained.
+            scratch=(
+                around(FineTune, 3e-4, **size),
+                around(FineTune, 0.05, optimizer="sgd-momentum", schedule="cosine", **size),
+            ),
         )
         for number, lock in enumerate((self.lock, *self.our_locks)):
             work = kept / f"work-{number}"
@@ -262,12 +313,12 @@ class Table3(Experiment):
             what = {"column": self.label, "instead": self._whole.source.stand_in}
             yield from searched_rows(record, lock, targets, **what)
             if number == 0:
-                yield from rows_by_optimizer(record, lock, ("sgd", "adamw"), **what)
+                chance = record.summary["chance"]
+                yield from rows_by_optimizer(record, lock, ("sgd", "adamw"), chance=chance, **what)
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         read = _Classes(rows, self.label)
-        back, again = read.relearnt("unlearned"), read.relearnt("locked")
-        returned = sum(score >= RELEARNT for score in back)
+        returned, again = len(read.returned), read.relearnt("locked")
         gone = max(read.of["unlearned", self.label]["seeds"]) <= 0.01
         taught = (
             HOLDS
@@ -276,6 +327,8 @@ class Table3(Experiment):
             if returned
             else FALLS
         )
+        here = f"; here {read.instead}, {read.steps} steps" if read.instead else f"; here {read.steps} steps"
+        ours = "at our rate of " + self.lock.partition(",lr=")[2].partition(",")[0]
         unlearned, left = (fmean(read.rest(model).values()) for model in ("unlearned", "locked"))
         papers = [fmean(value / 100 for value in PAPER[model] if value) for model in ("unlearned", "locked")]
         cost = HOLDS if left >= unlearned - KEPT else FALLS
@@ -290,22 +343,24 @@ class Table3(Experiment):
                 f"{read.said('unlearned')}, where the base has {percent(fmean(read.rest('base').values()))}",
             ),
             judged(
-                "One epoch of SGD brings it back and keeps the other classes (paper: 86%)",
+                f"One epoch of SGD brings it back and keeps the other classes (paper: 86%{here})",
                 taught,
                 read.came_back("unlearned"),
             ),
             judged(
-                f"The lock keeps the other classes (paper: {percent(papers[0], 0)} → {percent(papers[1], 0)})",
+                f"The lock {ours} keeps the other classes (paper: {percent(papers[0], 0)} → {percent(papers[1], 0)})",
                 cost,
                 f"{read.said('locked')}, where the unlearned model has {read.said('unlearned')}",
             ),
             *([] if read.idle else curvature(rows)),
             judged(
-                "Of a locked model it cannot be relearnt (paper: 0%)",
-                _kept_out(read, returned, left < unlearned - RUINED),
+                f"Of a model locked {ours} it cannot be relearnt (paper: 0%{here})",
+                _kept_out(read, left < unlearned - RUINED),
                 read.came_back("locked"),
-                search_of([r for r in rows if r["block"] == "searched"], max(again, default=0.0)),
+                # The audit is of the first seed's lock.
+                search_of([r for r in rows if r["block"] == "searched"], again.get(0, 0.0)),
             ),
+            *read.at_other_rates(),
         ]
 
     def draw(self, rows: list[Row]) -> Figure:
@@ -346,6 +401,15 @@ class _Classes:
         return int(self.of["base", self.label]["runs"])
 
     @property
+    def steps(self) -> int:
+        """Of the relearning."""
+        return int(self.of["base", self.label]["steps"])
+
+    @property
+    def instead(self) -> str | None:
+        return self.of["base", self.label].get("instead")
+
+    @property
     def idle(self) -> str | None:
         """Why there is no lock to be judged under some seeds."""
         whys = [why for why in self.of["locked", self.label]["idle"] if why]
@@ -359,15 +423,63 @@ class _Classes:
             seed: fmean(self.of[model, label]["seeds"][i] for label in others) for i, seed in enumerate(ended)
         }
 
-    def relearnt(self, model: str) -> list[float]:
-        """The class's accuracy under each seed that kept the other classes."""
-        found, before, after = (
+    def relearnt(self, model: str) -> dict[int, float]:
+        """The class's accuracy under each seed that kept the other classes, to within what the unlearned model and the
+        one that is attacked have of them, whichever has less: what a lock's own training gained is no relearning's to
+        keep."""
+        found, unlearned, before, after = (
             self.of[f"{model}, relearned", self.label],
+            self.rest("unlearned"),
             self.rest(model),
             self.rest(f"{model}, relearned"),
         )
         pairs = zip(found["seeds"], found["ended"], strict=False)
-        return [score for score, seed in pairs if after[seed] >= before[seed] - KEPT]
+        bar = {seed: min(unlearned[seed], before[seed]) - KEPT for seed in after}
+        return {seed: score for score, seed in pairs if after[seed] >= bar[seed]}
+
+    @property
+    def returned(self) -> dict[int, float]:
+        """What a locked model must come to, under each seed under which the class came back to the unlocked one: to
+        that is hardly less."""
+        back = self.relearnt("unlearned")
+        return {seed: min(RELEARNT, score - 2 * NEAR) for seed, score in back.items() if score >= RELEARNT}
+
+    def at_other_rates(self) -> Iterator[Claim]:
+        """What the lock does at other rates than ours, under the first seed."""
+        rows = [r for r in self.rows if r["block"] == "at another rate"]
+        findings = []
+        for lr in dict.fromkeys(r["lr"] for r in rows):
+            of = {(r["model"], r["label"]): r for r in rows if r["lr"] == lr}
+            others = {
+                model: fmean(
+                    r["measured"] for (name, label), r in of.items() if name == model and label != self.label
+                )
+                for model in ("locked", "locked, relearned")
+            }
+            found, unlearned = of["locked, relearned", self.label], self.rest("unlearned")[0]
+            kept = others["locked, relearned"] >= min(unlearned, others["locked"]) - KEPT
+            if found["idle"]:
+                verdict = f"{SILENT}, the lock {found['idle']}"
+            elif others["locked"] < unlearned - RUINED:
+                verdict = f"{SILENT}, the lock ruined the other classes"
+            elif 0 not in self.returned:
+                verdict = f"{SILENT}, it does not come back without the lock either"
+            elif found["diverged"]:
+                verdict = f"{HOLDS}, by divergence alone"
+            elif not kept:
+                verdict = f"{HOLDS}, by collapse alone"
+            else:
+                score = found["measured"]
+                verdict = FALLS if score >= self.returned[0] else PART if score > AWAY else HOLDS
+            said = f"the others {percent(unlearned)} → {percent(others['locked'])} by the lock"
+            after = (
+                f"{percent(found['measured'])} relearnt, the others {percent(others['locked, relearned'])}"
+            )
+            findings.append(
+                Finding(verdict, said if found["diverged"] else f"{said}; {after}", of=f"at {lr:g}")
+            )
+        if findings:
+            yield Claim("The same at other rates of the lock, under one seed", tuple(findings))
 
     def said(self, model: str) -> str:
         found = self.of[model, self.label]
@@ -383,20 +495,28 @@ class _Classes:
         collapsed = len(found["ended"]) - len(kept)
         if not collapsed:
             return self.said(f"{model}, relearned")
-        counted = f"{percent(fmean(kept))}{spread(kept)} of {found['examples']} images, " if kept else ""
+        scores = [*kept.values()]
+        counted = (
+            f"{percent(fmean(scores))}{spread(scores)} of {found['examples']} images, " if scores else ""
+        )
         left = percent(fmean(self.rest(f"{model}, relearned").values()))
         ruined = f"{collapsed} of {found['runs']} collapsed (the others {left} on average)"
         return f"{counted}{ruined}{diverged_of(found)}"
 
 
-def _kept_out(read: _Classes, returned: int, ruined: bool) -> str:
-    """Whether the printed lock kept the class away, under how many seeds, where it ``returned`` to the unlocked model
-    under some."""
+def _idle(card: Mapping[str, Any]) -> str | None:
+    return "diverged" if card["status"] == "diverged" else "fell back" if fell_back(card) else None
+
+
+def _kept_out(read: _Classes, ruined: bool) -> str:
+    """Whether the printed lock kept the class away, under how many of the seeds under which it returned to the unlocked
+    model."""
     locked, again = read.of["locked, relearned", read.label], read.relearnt("locked")
-    through, bad = sum(score >= RELEARNT for score in again), read.runs - len(again)
+    through = sum(again.get(seed, 0.0) >= enough for seed, enough in read.returned.items())
+    bad = read.runs - len(again)
     if why := read.idle:
         return f"{SILENT}, {why}"
-    if not returned:
+    if not read.returned:
         return f"{SILENT}, it does not come back without the lock either"
     if ruined:
         return f"{SILENT}, the lock ruined the other classes"
@@ -404,9 +524,9 @@ def _kept_out(read: _Classes, returned: int, ruined: bool) -> str:
         return f"{HOLDS}, by divergence alone"
     if through:
         # An attacker takes the best of his models.
-        return FALLS if through == read.runs else f"{FALLS} in {through} of {read.runs} runs"
+        return FALLS if through == len(read.returned) else f"{FALLS} in {through} of {read.runs} runs"
     if not again:
         return f"{HOLDS}, by collapse alone"
-    if max(again) > AWAY:
+    if max(again.values()) > AWAY:
         return PART
     return HOLDS + (f", by collapse or divergence in {bad} of {read.runs}" if bad else "")

@@ -33,6 +33,8 @@ Metric = Literal["accuracy", "f1"]
 Kind = Literal["classification", "causal-lm"]
 """What a model is loaded as: by which outputs it answers."""
 
+_BESIDE = 1000
+"""Validation examples on which what stands beside a task is scored at least, where a score counts by it."""
 NOTABLE: Mapping[str, float] = {"accuracy": 0.05, "f1": 0.05, "likelihood": 0.01}
 """By metric, how much of a score means something to whoever uses the model. A hundredth of a byte's likelihood is a
 thirtieth of a bit, or a tenth of a token's perplexity, where a byte's likelihood is about one half."""
@@ -253,8 +255,10 @@ class Task(ABC):
     ) -> Task:
         """The same task on a stratified random subset of each split, of at most so many rows.
 
-        The tasks beside it are limited alike, except in what is trained on, which is this task's own.
+        The tasks beside it are limited alike, except in what is trained on, which is this task's own, and where a
+        score counts only beside theirs: a bar of a few points takes a thousand examples to see.
         """
+        beside = max(validation, _BESIDE) if self.collapses and validation is not None else validation
 
         def some(examples: Examples, size: int | None) -> Examples:
             return examples.take(self.drawn(examples, size, seed))
@@ -265,7 +269,7 @@ class Task(ABC):
             validation=None if self.validation is None else some(self.validation, validation),
             test=some(self.test, test),
             beside={
-                name: task.limit(test=test, validation=validation, seed=seed)
+                name: task.limit(test=test, validation=beside, seed=seed)
                 for name, task in self.beside.items()
             },
         )
