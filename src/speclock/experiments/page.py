@@ -136,6 +136,7 @@ _SHORTER = {
     "informed",
     "finalists",
     "our_finalists",
+    "other_rates",
     "from_scratch",
     "proxy",
     "trials",
