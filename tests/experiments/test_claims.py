@@ -207,6 +207,15 @@ def test_whether_the_base_learns_at_the_papers_rates_is_a_claim(seeds: list[floa
     assert learns.claim == "The base learns KMNIST at the paper's rates (paper: 80%)"
     assert [(found.of, found.verdict) for found in learns.as_printed] == [("adamw at 0.1", verdict)]
     assert [found.of for found in locked.as_printed] == ["adamw at 0.1", "lbfgs at our 0.1"]
+    longer = [*printed(0.8, 0.1), *printed(0.8, 0.7, "lbfgs"), *searched(0.9, 0.15, 0.95, None)]
+    for r in longer[:4]:
+        r["steps"] = 640 if r["optimizer"] == "lbfgs" else 64
+    learns, locked = trained_no_more(longer, "KMNIST")
+    assert [found.of for found in learns.as_printed] == [
+        "adamw at 0.1 in 64 steps",
+        "lbfgs at 0.1 in 640 steps",
+    ]
+    assert locked.searched.startswith(f"specdef {HOLDS}, training stalls"), "within the search's 64"
     several = [*printed(0.8, 0.1), *({**r, "lr": 1e-8} for r in printed(0.1, 0.1))]
     assert len(list(trained_no_more(several, "KMNIST"))) == 1
 

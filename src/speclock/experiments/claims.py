@@ -190,23 +190,33 @@ def trained_no_more(
     why = printed_idle(rows)
     of = [r for r in rows if r.get("column") == column]
     printed = [r for r in of if r["block"] == "as printed"]
-    best = max((_with_chance(r) for r in printed if r["target"] == "locked"), default=0.0)
     searched = [r for r in of if r["block"] == "searched"]
-    said = (Finding(f"{SILENT}, {why}"),) if why else tuple(_as_printed(printed, ours))
+    # What took longer than the search is nothing that the search should have found.
+    most = max((r["steps"] for r in searched), default=0)
+    alike = [r for r in printed if r["target"] == "locked" and r.get("steps", 0) <= most]
+    best = max(map(_with_chance, alike), default=0.0)
     steps = {r["steps"] for r in printed if "steps" in r}
     within = f" in {next(iter(steps))} steps" if len(steps) == 1 else ""
+    names = {(r["optimizer"], r["lr"]): _name(r, ours, each=len(steps) > 1) for r in printed}
+    said = (Finding(f"{SILENT}, {why}"),) if why else tuple(_as_printed(printed, names))
     base, locked = ([r for r in of if r["target"] == target] for target in ("base", "locked"))
     unlocked = [r for r in printed if r["target"] == "base" and r["optimizer"] not in ours]
     # Of several rates of one optimizer nobody says that all of them train.
     if len({r["optimizer"] for r in unlocked}) == len(unlocked):
-        learns = tuple(map(_learns, unlocked))
+        learns = tuple(_learns(r, names[r["optimizer"], r["lr"]]) for r in unlocked)
         yield Claim(f"The base learns {column}{within} at the paper's rates{_papers(base)}", learns)
     yield Claim(
         f"The locked model does not learn {column}{within}{_papers(locked)}", said, search_of(searched, best)
     )
 
 
-def _learns(base: dict[str, Any]) -> Finding:
+def _name(r: dict[str, Any], ours: Collection[str], *, each: bool) -> str:
+    """A printed attack, with its steps where ``each`` has its own."""
+    rate = f"{'our ' if r['optimizer'] in ours else ''}{short(r['lr'])}"
+    return f"{r['optimizer']} at {rate}" + (f" in {r['steps']} steps" if each else "")
+
+
+def _learns(base: dict[str, Any], name: str) -> Finding:
     """Whether the base learns under every seed."""
     learnt = sum(score > base["chance"] + 2 * NEAR for score in _scores(base))
     verdict = (
@@ -216,13 +226,7 @@ def _learns(base: dict[str, Any]) -> Finding:
         if learnt
         else FALLS
     )
-    return Finding(
-        verdict, f"{_ended(base)}{_in_steps(base)}", of=f"{base['optimizer']} at {short(base['lr'])}"
-    )
-
-
-def _in_steps(r: dict[str, Any]) -> str:
-    return f", {r['steps']} steps" if "steps" in r else ""
+    return Finding(verdict, _ended(base), of=name)
 
 
 def _with_chance(r: dict[str, Any]) -> float:
@@ -236,7 +240,7 @@ def _scores(r: dict[str, Any]) -> list[float]:
     return [] if _all_diverged(r) else list(r["seeds"])
 
 
-def _as_printed(rows: Sequence[dict[str, Any]], ours: Collection[str]) -> Iterator[Finding]:
+def _as_printed(rows: Sequence[dict[str, Any]], names: Mapping[tuple[str, float], str]) -> Iterator[Finding]:
     """Of each optimizer, by the best of its runs: an attacker takes the best of his models, as whoever trains the base
     does."""
     for optimizer, lr in dict.fromkeys((r["optimizer"], r["lr"]) for r in rows):
@@ -257,9 +261,7 @@ def _as_printed(rows: Sequence[dict[str, Any]], ours: Collection[str]) -> Iterat
             verdict = f"{SILENT}, the base learns hardly more"
         else:
             verdict = HOLDS + _by_divergence(locked)
-        rate = f"{'our ' if optimizer in ours else ''}{short(lr)}"
-        scores = f"base {_ended(base)}, locked {_ended(locked)}{_in_steps(base)}"
-        yield Finding(verdict, scores, of=f"{optimizer} at {rate}")
+        yield Finding(verdict, f"base {_ended(base)}, locked {_ended(locked)}", of=names[optimizer, lr])
 
 
 def _by_divergence(r: dict[str, Any]) -> str:

@@ -67,6 +67,7 @@ class Figure4(Table1Image):
             "our_locks": (f"{UNDO},steps=2000", f"{UNDO},steps=2000+{SCHEDULED}"),
             "others": _cifar10("@6000/1000"),
             "epochs": 2,
+            "quoted_epochs": None,
             "trials": 14,
             "our_controls": False,
             "our_finalists": 4,
