@@ -112,7 +112,7 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False, jobs: i
     target = out / f"{name}.json"
     if target.exists():
         record: dict[str, Any] = json.loads(target.read_text())
-        if not resume or {key: record.get(key) for key in request} != request:
+        if not resume or _given({key: record.get(key) for key in request}) != _given(request):
             raise InputError(
                 f"{target} is the record of {'another' if resume else 'an earlier'} run. "
                 f"Choose another --out, or delete it."
