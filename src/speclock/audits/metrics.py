@@ -449,9 +449,10 @@ def verdict(record: Record) -> str:
         return f"{price}, and no attack on the unlocked base ended with a score, so this audit says nothing."
     floor = f"{percent(s['floor'])} that the attacker has anyway ({s['floor_by'] or 'chance'})"
     if not worth_judging(record):
+        than = "hardly more than" if s["best_base"] >= s["floor"] else "less than"
         return (
-            f"{price}; the unlocked base gives the attacker {s['best_base']:.1%}, hardly more than the {floor}, "
-            f"so nothing can be said about the lock."
+            f"{price}; the unlocked base gives the attacker {s['best_base']:.1%}, {than} the {floor}, so nothing can "
+            f"be said about the lock."
         )
     if s["best_locked"] is None:
         return f"{price}, and no attack on it ended with a score: every run diverged, collapsed or failed."

@@ -166,11 +166,9 @@ def tuning(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
             verdict = "none locks" if r["measured"] > r["base"] - 2 * NEAR else "there is one"
             told = f"{r['lock']} leaves {left}, by {r['strongest_attack']} ({beside}; {tried})"
         else:
-            verdict = (
-                f"none locks within {percent(r['max_utility_drop'], 2)} of the validation split's utility"
-            )
-            told = tried
-        claim = "Not in the paper: the strongest lock of its kind for a point of utility"
+            verdict, told = "none keeps it", tried
+        price = percent(r["max_utility_drop"], 2)
+        claim = f"Not in the paper: the strongest lock of its kind for {price} of utility on validation"
         yield Claim(claim, (), (Finding(verdict, told),))
 
 
@@ -461,7 +459,9 @@ def _trains(locked: dict[str, Any], doubts: Sequence[str], printed: float) -> tu
     doubts = [doubt for doubt in doubts if doubt not in ("edge_of_grid", "budget_too_small")]
     if score > bar:
         learnt = (score - locked["chance"]) / (base["score"] - locked["chance"])
-        share = "as much as the base" if learnt >= 1 else f"{percent(learnt, 0)} of what the base learns"
+        share = (
+            "as much as the base" if learnt >= 1 else f"{percent(learnt, 0)} of the base's gain over chance"
+        )
         # Whoever trains on may come as far.
         rising = ", and still rises" if "still_rising" in doubts and learnt < 1 else ""
         return f"{FALLS}, it learns {share} in {locked['steps']} steps{rising}", reached
