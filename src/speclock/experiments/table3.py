@@ -166,15 +166,18 @@ class Table3(Experiment):
         for lr in self.other_rates:
             found = once(kept / f"classes-{lr:g}.json", partial(self._chain_at, kept, lr))
             for model, accuracies in found["accuracies"].items():
+                ended = [] if model in found["diverged"] else [0]
                 for i, label in enumerate(self._whole.labels):
                     yield row(
-                        [accuracies[i]],
+                        [accuracies[i] if ended else 0.0],
+                        runs=1,
+                        diverged=1 - len(ended),
+                        ended=ended,
+                        idle=[found["idle"]],
+                        examples=int((self._whole.test.labels == i).sum()),
                         instead=self._whole.source.stand_in,
                         block="at another rate",
                         lr=lr,
-                        idle=found["idle"],
-                        diverged=int(model in found["diverged"]),
-                        runs=1,
                         model=model,
                         label=label,
                     )
@@ -359,7 +362,7 @@ class Table3(Experiment):
             *([] if read.idle else curvature(rows)),
             judged(
                 f"Of a model locked {ours} it cannot be relearnt (paper: 0%{here})",
-                _kept_out(read, left < unlearned - RUINED),
+                _kept_out(read),
                 read.came_back("locked"),
                 # The audit is of the first seed's lock.
                 search_of([r for r in rows if r["block"] == "searched"], again.get(0, 0.0)),
@@ -449,39 +452,15 @@ class _Classes:
         return {seed: min(RELEARNT, score - 2 * NEAR) for seed, score in back.items() if score >= RELEARNT}
 
     def at_other_rates(self) -> Iterator[Claim]:
-        """What the lock does at other rates than ours, under the first seed."""
+        """What the lock does at other rates than ours, under the first seed, by the same rules."""
         rows = [r for r in self.rows if r["block"] == "at another rate"]
+        before = [_first(r) for (model, _), r in self.of.items() if not model.startswith("locked")]
         findings = []
         for lr in dict.fromkeys(r["lr"] for r in rows):
-            of = {(r["model"], r["label"]): r for r in rows if r["lr"] == lr}
-            others = {
-                model: fmean(
-                    r["measured"] for (name, label), r in of.items() if name == model and label != self.label
-                )
-                for model in ("locked", "locked, relearned")
-            }
-            found, unlearned = of["locked, relearned", self.label], self.rest("unlearned")[0]
-            kept = others["locked, relearned"] >= min(unlearned, others["locked"]) - KEPT
-            if found["idle"]:
-                verdict = f"{SILENT}, the lock {found['idle']}"
-            elif others["locked"] < unlearned - RUINED:
-                verdict = f"{SILENT}, the lock ruined the other classes"
-            elif 0 not in self.returned:
-                verdict = f"{SILENT}, it does not come back without the lock either"
-            elif found["diverged"]:
-                verdict = f"{HOLDS}, by divergence alone"
-            elif not kept:
-                verdict = f"{HOLDS}, by collapse alone"
-            else:
-                score = found["measured"]
-                verdict = FALLS if score >= self.returned[0] else PART if score > AWAY else HOLDS
-            said = f"the others {percent(unlearned)} → {percent(others['locked'])} by the lock"
-            after = (
-                f"{percent(found['measured'])} relearnt, the others {percent(others['locked, relearned'])}"
-            )
-            findings.append(
-                Finding(verdict, said if found["diverged"] else f"{said}; {after}", of=f"at {lr:g}")
-            )
+            at = [{**r, "block": "as printed"} for r in rows if r["lr"] == lr]
+            read = _Classes([*before, *at], self.label)
+            verdict, said = _kept_out(read), f"{read.said('locked')}; relearnt {read.came_back('locked')}"
+            findings.append(Finding(verdict, said, of=f"at {lr:g}"))
         if findings:
             yield Claim("The same at other rates of the lock, under one seed", tuple(findings))
 
@@ -508,21 +487,28 @@ class _Classes:
         return f"{counted}{ruined}{diverged_of(found)}"
 
 
+def _first(r: Row) -> Row:
+    """The row of the first seed alone."""
+    there = 0 in r["ended"]
+    return {**r, "seeds": r["seeds"][:1] if there else [], "ended": [0] if there else [], "runs": 1}
+
+
 def _idle(card: Mapping[str, Any]) -> str | None:
     return "diverged" if card["status"] == "diverged" else "fell back" if fell_back(card) else None
 
 
-def _kept_out(read: _Classes, ruined: bool) -> str:
+def _kept_out(read: _Classes) -> str:
     """Whether the printed lock kept the class away, under how many of the seeds under which it returned to the unlocked
     model."""
     locked, again = read.of["locked, relearned", read.label], read.relearnt("locked")
     through = sum(again.get(seed, 0.0) >= enough for seed, enough in read.returned.items())
     bad = read.runs - len(again)
+    unlearned, left = (fmean(read.rest(model).values()) for model in ("unlearned", "locked"))
     if why := read.idle:
         return f"{SILENT}, {why}"
     if not read.returned:
         return f"{SILENT}, it does not come back without the lock either"
-    if ruined:
+    if left < unlearned - RUINED:
         return f"{SILENT}, the lock ruined the other classes"
     if not locked["ended"]:
         return f"{HOLDS}, by divergence alone"
