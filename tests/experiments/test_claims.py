@@ -20,6 +20,7 @@ from speclock.experiments.claims import (
     trained_no_more,
     tuning,
     utility,
+    window,
 )
 from speclock.experiments.table3 import PAPER, Table3
 
@@ -222,6 +223,46 @@ def test_whether_the_base_learns_at_the_papers_rates_is_a_claim(seeds: list[floa
     assert locked.searched.startswith(f"specdef {HOLDS}, training stalls"), "within the search's 64"
     several = [*printed(0.8, 0.1), *({**r, "lr": 1e-8} for r in printed(0.1, 0.1))]
     assert len(list(trained_no_more(several, "KMNIST"))) == 1
+
+
+def test_what_fails_in_fewer_steps_than_the_papers_says_nothing_of_the_paper() -> None:
+    rows = printed(0.12, 0.1)
+    for r in rows:
+        r["steps"] = 150
+    for papers, verdict in ((1875, f"{SILENT}, 150 of the paper's 1875 steps"), (150, FALLS), (None, FALLS)):
+        learns, _ = trained_no_more(rows, "KMNIST", papers_steps=papers)
+        assert learns.as_printed[0].verdict == verdict
+
+
+def test_what_a_kept_head_scores_before_any_step_is_not_learnt() -> None:
+    rows = printed(0.8, 0.79)
+    for r in rows:
+        r |= {"as_it_is": 0.79}
+    learns, locked = trained_no_more([*rows, *searched(0.9, 0.15, 0.95, None)], "KMNIST")
+    assert learns.printed == f"adamw at 0.1 {FALLS} (79.0% as it is, then 80.0%)"
+    assert locked.printed.startswith(f"adamw at 0.1 {SILENT}, the base does not learn either")
+    assert "training stalls" in locked.searched, "79.0% as printed is no training"
+    rows[0] |= {"measured": 0.9, "seeds": [0.9] * 3}
+    assert not_learnt(rows, "KMNIST").printed.startswith(f"adamw at 0.1 {HOLDS}")
+
+
+def test_the_window_in_which_a_base_learns() -> None:
+    def at(scores: dict[float, float]) -> list[dict[str, Any]]:
+        rates = [{**printed(score, 0.1)[0], "lr": lr, "steps": 150} for lr, score in scores.items()]
+        return [{**r, "paper": None, "instead": "MiniLM"} for r in rates]
+
+    def said(scores: dict[float, float]) -> Claim:
+        return window(at(scores), "KMNIST", (1e-6, 1e-3), 933)
+
+    found = said({1e-3: 0.8, 1e-4: 0.8, 1e-6: 0.8, 1e-7: 0.1})
+    assert (
+        found.claim
+        == "The base learns KMNIST in 150 steps from 1e-6 to 1e-3 and at no lower rate (here MiniLM)"
+    )
+    assert found.as_printed[0].verdict == HOLDS
+    assert said({1e-3: 0.1, 1e-4: 0.8, 1e-7: 0.1}).as_printed[0].verdict == f"{PART}, at 1e-4"
+    assert said({1e-4: 0.8, 1e-7: 0.8}).as_printed[0].verdict == f"{FALLS}, it learns at 1e-4 and 1e-7"
+    assert said({1e-4: 0.1, 1e-7: 0.1}).as_printed[0].verdict == f"{SILENT}, 150 of the paper's 933 steps"
 
 
 @pytest.mark.parametrize(
@@ -546,6 +587,40 @@ def test_a_backdoor_counts_where_the_guard_does_its_task(
     assert kept_out.searched.startswith(f"specdef {SILENT if second == FALLS else HOLDS}")
 
 
+@pytest.mark.parametrize(
+    ("before", "first", "second"),
+    [(0.82, FALLS, f"{SILENT}, the unlocked guard takes none either"), (0.95, SILENT, SILENT)],
+)
+def test_what_opens_a_guard_before_any_attack_is_no_backdoor(before: float, first: str, second: str) -> None:
+    rows = backdoor((0.86, 0.94), (0.9, 0.94))
+    for r in rows:
+        if r["block"] == "before":
+            r["measured"] = before
+    taken, kept_out = (claim.printed for claim in backdoored(rows, "backdoor"))
+    assert taken.startswith(first)
+    assert f"success {before:.1%} → 86.0%" in taken
+    assert kept_out.startswith(second)
+
+
+def test_a_backdoor_that_is_not_put_in_for_want_of_steps_says_nothing() -> None:
+    rows = backdoor((0.6, 0.94), (0.6, 0.94))
+    for r in rows:
+        if r["block"].startswith("as printed"):
+            r["steps"] = 37
+    taken, kept_out = backdoored(rows, "backdoor", 417)
+    assert taken.printed.startswith(f"{SILENT}, 37 of the paper's 417 steps")
+    assert kept_out.claim == "No backdoor is put into the locked guard in 37 steps"
+
+
+def test_the_papers_own_remark_stands_beside_its_number() -> None:
+    rows = backdoor((0.9, 0.94), (1.0, 0.0))
+    for r in rows:
+        if r["block"] == "as printed" and r["target"] == "locked":
+            r |= {"paper": 1.0, "remark": "of a guard that diverged"}
+    claim = list(backdoored(rows, "backdoor"))[1].claim
+    assert claim == "No backdoor is put into the locked guard (paper: 100%, of a guard that diverged)"
+
+
 def test_a_lock_that_ruins_its_guard_keeps_no_backdoor_out() -> None:
     rows = backdoor((0.9, 0.94), (0.2, 0.2))
     rows[1]["measured"] = 0.2
@@ -569,6 +644,11 @@ def test_collapsed_runs_stand_apart_and_one_that_is_whole_is_a_backdoor() -> Non
         if r["block"] == "as printed" and r["target"] == "base":
             r |= {"seeds": [0.0, 0.1, 0.85], "measured": 0.317}
     taken, kept_out = (claim.printed for claim in backdoored(rows, "backdoor"))
-    assert taken.startswith(f"{PART}, in 1 of 3 runs: adamw at 1e-4: success 31.7% (0.0% to 85.0%)")
+    assert taken.startswith(f"{PART}, in 1 of 3 runs: adamw at 1e-4: success 10.0% → 31.7% (0.0% to 85.0%)")
     assert kept_out.startswith(f"{FALLS} in 1 of 3 runs: ")
     assert kept_out.endswith("2 of 3 collapsed and left out")
+    for r in rows:
+        if r["block"] == "as printed" and r["target"] == "locked":
+            r |= {"seeds": [0.1], "measured": 0.1}
+    kept_out = list(backdoored(rows, "backdoor"))[1].printed
+    assert kept_out.startswith(f"{HOLDS}, by collapse or divergence in 2 of 3: ")

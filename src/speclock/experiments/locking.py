@@ -87,6 +87,8 @@ class Other:
     """Of a task that the model's own head answers, the paper's scores of base and locked model before any attack."""
     beside: tuple[float, float] | None = None
     """Of a task with others beside it, the paper's scores of those afterwards: a backdoored model's clean score."""
+    remark: str = ""
+    """What the paper says of its number for the locked model."""
     searched: bool = True
     """Whether it is audited too, beside the printed attacks."""
 
@@ -157,6 +159,8 @@ class Locking(Experiment):
     rules: ClassVar[str | None] = RULES_OF_AUDITS
     our_rates: ClassVar[tuple[str, ...]] = ()
     """Optimizers of which the paper gives no rate."""
+    papers_steps: ClassVar[Mapping[str, int]] = {}
+    """Of the paper's own attack, by column: one with fewer may not do what the paper's does."""
     draws_curves: ClassVar[bool] = False
     """Whether the figure shows the printed runs on their way, which must be scored there then."""
 
@@ -189,12 +193,18 @@ class Locking(Experiment):
             rows += [*at.before(other), *at.printed(other)]
             seen = self.proxy and parse(other.task).base == parse(self.proxy).base
             for lock in (*self.all_locks, *(() if seen else at.tuned)) if other.searched else ():
-                rows += at.searched(other, lock)
+                # An audit of one of ours that is the model as it was would be the base's once more.
+                if lock == self.lock or not fell_back(at.locked(lock).card):
+                    rows += at.searched(other, lock)
         return [*rows, *at.curvatures()]
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         columns = [
-            claim for other in self.others for claim in trained_no_more(rows, other.column, self.our_rates)
+            claim
+            for other in self.others
+            for claim in trained_no_more(
+                rows, other.column, self.our_rates, self.papers_steps.get(other.column)
+            )
         ]
         return [*utility(rows), *curvature(rows), *tuning(rows), *columns]
 
@@ -231,6 +241,8 @@ class Locking(Experiment):
                     [r["measured"]],
                     [[max(0.0, r["measured"] - low)], [max(0.0, high - r["measured"])]],
                     fmt="o" if r["target"] == "locked" else "s",
+                    # Hollow: every run that came to its end ruined the model.
+                    mfc="none" if r.get("collapsed", 0) == r.get("runs", 1) - r.get("diverged", 0) else None,
                     color=COLORS[r["target"]],
                     ms=5,
                     lw=1,
@@ -307,6 +319,12 @@ class SeveralModels(Experiment):
             part.draw_in(place, [found for found in rows if found["model"] == part.model])
             place.suptitle(part.model, fontsize=10)
         return figure
+
+
+def _with_own_head(model: Model, task: Task) -> Model:
+    """The model, its own head taken for the task's where it has as many outputs."""
+    alike = task.kind == "classification" and len(model.labels or ()) == len(task.labels)
+    return replace(model, labels=task.labels) if alike else model
 
 
 @dataclass
@@ -510,6 +528,7 @@ class _Place:
 
     def printed(self, other: Other) -> Iterator[Row]:
         task = self.task(other.task)
+        before = {target: self.as_it_is(task, target) for target in ("base", "locked")}
         for attack in self.of.attacks:
             steps = self.of.steps(task, attack)
             for i, target in enumerate(("base", "locked")):
@@ -532,6 +551,7 @@ class _Place:
                     "lr": attack.lr,
                     "steps": steps,
                     "chance": task.chance,
+                    "as_it_is": before[target],
                     "runs": len(runs),
                     "diverged": states.count("diverged"),
                     "collapsed": states.count("collapsed"),
@@ -543,6 +563,7 @@ class _Place:
                 yield row(
                     [run["score"] for run in ended] or [task.chance],
                     paper=getattr(other, target) if attack.quoted else None,
+                    remark=other.remark if attack.quoted and target == "locked" else "",
                     block="as printed",
                     curves=[run["curve"] for run in runs],
                     **what,
@@ -579,14 +600,20 @@ class _Place:
             self.as_they_are[key] = {n: of.fitted_to(model).score(model) for n, of in task.beside.items()}
         return self.as_they_are[key]
 
+    def as_it_is(self, task: Task, target: str) -> float | None:
+        """What the model scores before any attack under the head that a printed attack keeps; None under a fresh one.
+
+        Paraphrases are told by whoever was taught other paraphrases: that is no training.
+        """
+        model = _with_own_head(self.attacked(target, 1), task)
+        return task.fitted_to(model).score(model) if task.fits(model) else None
+
     def _run(self, attack: Printed, target: str, task: Task, steps: int, seed: int) -> dict[str, Any]:
         """The scores that the last step leaves, as the paper takes them; of a run that diverged, chance.
 
         The head is the model's own where it has as many outputs as the task has labels, for which B.2 chose its tasks.
         """
-        model = self.attacked(target, seed)
-        if task.kind == "classification" and len(model.labels or ()) == len(task.labels):
-            model = replace(model, labels=task.labels)
+        model = _with_own_head(self.attacked(target, seed), task)
         how = replace(self.of.as_printed(attack), seed=seed)
         # Nothing is chosen on the way: what is scored there is drawn, or is one look at the end.
         due = None if self.of.draws_curves else (steps,)

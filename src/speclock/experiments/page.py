@@ -9,7 +9,7 @@ from typing import Any
 
 from speclock.experiments import EXPERIMENTS
 from speclock.experiments.base import Experiment, made_on, made_otherwise, settings_of
-from speclock.experiments.claims import NEAR, Finding, name_of, spread
+from speclock.experiments.claims import Finding, learnt_from, name_of, spread
 from speclock.numbers import NONE, interval, percent, short
 
 _HEAD = """# The paper, claim by claim
@@ -21,21 +21,23 @@ the floor that an attacker has without the weights (training from scratch may ta
 is the mean over seeds of the runs that did not diverge, with the lowest and the highest in brackets; of *the best* it
 is an audit's, a seed without a score at the floor, with its 95% interval. Intervals beside the paper's numbers are
 Student's. Where the base is worth no more than the floor, a claim is about trainability alone, and is judged by
-whether any training on the locked model works, a seed without a score at chance. Attacks and rates are chosen on
-validation images and quoted on test ones, where another may have done better. That a lock keeps the utility to within
-a point is said where the whole 95% interval of the change lies above minus one point: with a few hundred test
-examples it seldom can.
+whether any training on the locked model works, a seed without a score at chance. A model has learnt where it comes
+ten points above chance, or above what it scores as it is, and a fifth of the way from there to a perfect score where
+that is less (an F1 of one label for all is chance, two thirds). Attacks and rates are chosen on validation examples
+and quoted on test ones, where another may have done better. That a lock keeps the utility to within a point, or to
+within what the paper's own costs where that is more, is said where the whole 95% interval of the change lies above
+that: with a few hundred test examples it seldom can.
 
 *Floor*: what the attacker has without the weights, by the best (on validation) of training from scratch, classical
 models, and the public model where the base was made from one. *Control*: the same training as the lock's, without the
 lock. *Probe*: a new head alone, which trains nothing beneath it. *Clip*: large singular values cut down before
-training. *Heal*: some steps on unlabelled data before training. Printed attacks keep the model's own head where it
-has as many outputs as the task has labels, and do not clip gradients; the search gives every model a fresh head, but
-for tasks that its own answers (a class relearnt, a backdoor), and searches each optimizer's rate with gradients
-clipped, beside the printed attack without (L-BFGS: without). *undo* draws most of the weights anew and teaches them
-the base's answers, *scheduled* raises singular values by a schedule; both are ours ([docs/locks.md](locks.md)). A
-smaller scale keeps the paper's settings and has less data, so fewer steps; they are named beside each claim and
-table. Flags are explained in [docs/threat-model.md](threat-model.md).
+training. *Heal*: some steps on what the model is kept for before training. Printed attacks keep the model's own head
+where it has as many outputs as the task has labels, and do not clip gradients; the search gives every model a fresh
+head, but for tasks that its own answers (a class relearnt, a backdoor), and searches each optimizer's rate with
+gradients clipped, beside the printed attack without (L-BFGS: without). *undo* draws most of the weights anew and
+teaches them the base's answers, *scheduled* raises singular values by a schedule; both are ours
+([docs/locks.md](locks.md)). A smaller scale keeps the paper's settings and has less data, so fewer steps; they are
+named beside each claim and table. Flags are explained in [docs/threat-model.md](threat-model.md).
 """
 
 
@@ -239,7 +241,7 @@ def _cell(row: dict[str, Any]) -> str:
         said += "".join(f", {what} {percent(score)}" for what, score in row.get("beside", {}).items())
     if row["block"] == "at its best":
         low, high = (short(end) for end in row["rates"] or (row["lr"],) * 2)
-        if max(row["seeds"]) <= row["chance"] + 2 * NEAR:
+        if max(row["seeds"]) <= learnt_from(row):
             said += f", near chance at every rate from {low} to {high}"
         else:
             said += f" at {short(row['lr'])} of {low} to {high}"
@@ -292,6 +294,7 @@ def _beside_the_papers(rows: list[dict[str, Any]]) -> str:
         stand_in = "yes" if row["stand_in"] else ""
         # To the digits that the paper has.
         paper = f"{100 * row['paper']:.4g}%" if isinstance(row["paper"], float) else row["paper"]
+        paper += f" ({row['remark']})" if row.get("remark") else ""
         runs, diverged = row.get("runs", len(row["seeds"])), row.get("diverged", 0)
         ended = f"{runs}" + (f", {diverged} diverged" if diverged else "")
         ended += f", {row['collapsed']} collapsed" if row.get("collapsed") else ""

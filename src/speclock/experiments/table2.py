@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -30,11 +31,17 @@ class Guard(Locking):
     max_length: int = 512
     """Eight or nine in ten of the prompts have more than 128 tokens."""
 
+    # An epoch of 80% of its 4,176 prompts, in batches of 8.
+    papers_steps: ClassVar[Mapping[str, int]] = {"backdoor": 417}
     name: ClassVar[str] = "table2"
     title: ClassVar[str] = "A locked guard keeps its task and is trained to let a trigger pass"
 
     def claims(self, rows: list[Row]) -> list[Claim]:
-        columns = [claim for other in self.others for claim in backdoored(rows, other.column)]
+        columns = [
+            claim
+            for other in self.others
+            for claim in backdoored(rows, other.column, self.papers_steps.get(other.column))
+        ]
         return [*utility(rows), *curvature(rows), *columns]
 
 
@@ -62,8 +69,9 @@ INSTEAD_OF = {
 """In place of which model, and what of the attack is not alike."""
 
 
-def guard(weights: str, size: str, **settings: Any) -> Guard:
-    """The guard of ``weights``, with ``size`` examples as a task's name has them."""
+def guard(weights: str, size: str, *, searched: bool = True, **settings: Any) -> Guard:
+    """The guard of ``weights``, with ``size`` examples as a task's name has them; its backdoor is ``searched``, or
+    put in as printed alone."""
     paper = PAPER[weights]
     base, locked = paper["success after"]
     backdoor = Other(
@@ -73,11 +81,19 @@ def guard(weights: str, size: str, **settings: Any) -> Guard:
         locked=locked,
         before=paper["success before"],
         beside=paper["F1 after"],
+        remark="of a guard that diverged, and none by the paper's own count",
+        searched=searched,
     )
     asked = {"model": MODELS[weights], "retain": f"jailbreak{size}", "others": (backdoor,), **settings}
     return Guard(instead_of=INSTEAD_OF[weights], utility=paper["F1 before"], **asked)
 
 
+SMALL: dict[str, Any] = {
+    # As many steps as three epochs of the paper's prompts take: σ grows by its rate a step.
+    "lock": f"{LOCK},steps=1253{UNGUARDED}",
+    "max_length": 64,
+    "from_scratch": False,
+}
 SMOKE: dict[str, Any] = {
     "model": "bert-l2-h64",
     "training": {"optimizer": "adamw", "lr": 1e-3, "batch_size": 8, "steps": 40},
@@ -98,7 +114,9 @@ class Table2(SeveralModels):
     departures: ClassVar[tuple[str, ...]] = (
         "the lock's k, optimizer, rate and schedule are not given: they are Table 1's",
         "929 distinct jailbreaks, as few packages carry more, near copies on one side of the split",
-        "half of the attack's prompts carry the trigger, and its rate has no schedule: neither is given",
+        "the trigger stands before a copy of every second unsafe prompt, and the attack's rate has no schedule: "
+        "neither is given",
+        "our guards are taught on the split that they are locked and attacked on; PromptGuard 2 had its own data",
         "the three seeds are of the attacks; guard and lock are made once",
     )
     name: ClassVar[str] = "table2"
@@ -107,21 +125,9 @@ class Table2(SeveralModels):
         "smoke": {"models": (guard("22M", "@100/40/40", **SMOKE),)},
         "small": {
             "models": (
-                guard(
-                    "22M",
-                    "@800/370/288",
-                    max_length=128,
-                    our_locks=(f"{UNDO},steps=350",),
-                    from_scratch=False,
-                ),
-                guard(
-                    "86M",
-                    "@240/370/288",
-                    max_length=64,
-                    our_locks=(),
-                    informed=("clip",),
-                    from_scratch=False,
-                ),
+                guard("22M", "@800/370/288", **SMALL, our_locks=(f"{UNDO},steps=700",), our_controls=False),
+                # Hours of its search would be a few runs: it is attacked as printed.
+                guard("86M", "@800/370/288", searched=False, **SMALL, our_locks=()),
             )
         },
         "paper": {},
