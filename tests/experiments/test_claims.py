@@ -229,7 +229,7 @@ def test_what_fails_in_fewer_steps_than_the_papers_says_nothing_of_the_paper() -
     rows = printed(0.12, 0.1)
     for r in rows:
         r["steps"] = 150
-    for papers, verdict in ((1875, f"{SILENT}, 150 of the paper's 1875 steps"), (150, FALLS), (None, FALLS)):
+    for papers, verdict in ((1875, f"{SILENT}, 150 of the paper's 1,875 steps"), (150, FALLS), (None, FALLS)):
         learns, _ = trained_no_more(rows, "KMNIST", papers_steps=papers)
         assert learns.as_printed[0].verdict == verdict
 

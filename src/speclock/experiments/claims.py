@@ -269,7 +269,7 @@ def _not_in(r: Mapping[str, Any], papers_steps: int | None) -> str:
     steps = r.get("steps")
     if steps is None or papers_steps is None or steps >= papers_steps:
         return FALLS
-    return f"{SILENT}, {steps} of the paper's {papers_steps} steps"
+    return f"{SILENT}, {steps:,} of the paper's {papers_steps:,} steps"
 
 
 def _with_chance(r: dict[str, Any]) -> float:

@@ -87,7 +87,7 @@ class Other:
     """Of a task that the model's own head answers, the paper's scores of base and locked model before any attack."""
     beside: tuple[float, float] | None = None
     """Of a task with others beside it, the paper's scores of those afterwards: a backdoored model's clean score."""
-    remark: str = ""
+    remark: str | None = None
     """What the paper says of its number for the locked model."""
     searched: bool = True
     """Whether it is audited too, beside the printed attacks."""
@@ -563,7 +563,7 @@ class _Place:
                 yield row(
                     [run["score"] for run in ended] or [task.chance],
                     paper=getattr(other, target) if attack.quoted else None,
-                    remark=other.remark if attack.quoted and target == "locked" else "",
+                    remark=other.remark if attack.quoted and target == "locked" else None,
                     block="as printed",
                     curves=[run["curve"] for run in runs],
                     **what,
