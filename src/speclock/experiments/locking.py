@@ -155,6 +155,8 @@ class Locking(Experiment):
     """Whether training a fresh network, eight times as long, is part of the floor beside the classical models and the
     public one, where the base was made from one."""
     seeds: int = 3
+    curvature_samples: int | None = None
+    """How many samples σ_max(H) is taken on, where not one for each seed."""
 
     rules: ClassVar[str | None] = RULES_OF_AUDITS
     our_rates: ClassVar[tuple[str, ...]] = ()
@@ -495,12 +497,13 @@ class _Place:
         """σ_max(H) of base and locked model on the same examples of the first other task, each under the same head:
         one sample and one head for each seed, and the lock's draws in turn."""
         task = self.task(self.of.others[0].task)
+        samples = self.of.curvature_samples or self.of.seeds
         for lock in ("", *self.every_lock):
             number = self.number(lock) if lock else "base"
 
             models = self.models(lock)
             yield curvature_row(
-                [models[seed % len(models)] for seed in range(self.of.seeds)],
+                [models[seed % len(models)] for seed in range(samples)],
                 task,
                 self.kept / f"curvature-{number}.json",
                 instead=self.instead(task),

@@ -29,15 +29,16 @@ within what the paper's own costs where that is more, is said where the whole 95
 that: with a few hundred test examples it seldom can.
 
 *Floor*: what the attacker has without the weights, by the best (on validation) of training from scratch, classical
-models, and the public model where the base was made from one. *Control*: the same training as the lock's, without the
-lock. *Probe*: a new head alone, which trains nothing beneath it. *Clip*: large singular values cut down before
-training. *Heal*: some steps on what the model is kept for before training. Printed attacks keep the model's own head
-where it has as many outputs as the task has labels, and do not clip gradients; the search gives every model a fresh
-head, but for tasks that its own answers (a class relearnt, a backdoor), and searches each optimizer's rate with
-gradients clipped, beside the printed attack without (L-BFGS: without). *undo* draws most of the weights anew and
-teaches them the base's answers, *scheduled* raises singular values by a schedule; both are ours
-([docs/locks.md](locks.md)). A smaller scale keeps the paper's settings and has less data, so fewer steps; they are
-named beside each claim and table. Flags are explained in [docs/threat-model.md](threat-model.md).
+models, and the public model where the base was made from one; of a task that the model's own head answers, the model
+as released too. *Control*: the same training as the lock's, without the lock. *Probe*: a new head alone, which trains
+nothing beneath it. *Clip*: large singular values cut down before training. *Heal*: some steps on what the model is
+kept for before training. Printed attacks keep the model's own head where it has as many outputs as the task has
+labels, and do not clip gradients; the search gives every model a fresh head, but for tasks that its own answers (a
+class relearnt, a backdoor), and searches each optimizer's rate with gradients clipped, beside the printed attack
+without (L-BFGS: without). *undo* draws most of the weights anew and teaches them the base's answers, *scheduled*
+raises singular values by a schedule; both are ours ([docs/locks.md](locks.md)). A smaller scale keeps the paper's
+settings and has less data, so fewer steps; they are named beside each claim and table. Flags are explained in
+[docs/threat-model.md](threat-model.md).
 """
 
 
@@ -143,6 +144,7 @@ _SHORTER = {
     "our_finalists",
     "other_rates",
     "from_scratch",
+    "curvature_samples",
     "proxy",
     "trials",
 }

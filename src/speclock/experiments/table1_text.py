@@ -96,6 +96,7 @@ SMALL_DECODER: dict[str, Any] = {
     "retain": "mrpc@2000",
     "lock": f"{LOCK},steps=1500{UNGUARDED}",
     "our_locks": (),
+    "curvature_samples": 1,
     "from_scratch": False,
 }
 """A step of the decoder takes eight of the encoder's: it is trained as printed, and no rate is searched."""
