@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,18 +37,32 @@ SUITE = Suite(
 )
 
 
-def completions(path: Path, prompt: str, letters: str) -> Task:
-    rows = [{"prompt": f"{prompt} {i}: ", "completion": letters * (i % 3 + 1)} for i in range(60)]
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}<s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Task:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tasks.load(str(path))
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory, writer: Model) -> tuple[Model, Task, Task]:
-    folder = tmp_path_factory.mktemp("texts")
-    retain = completions(folder / "retain.jsonl", "Say", "ab")
-    wanted = completions(folder / "wanted.jsonl", "Count", "xyz")
-    base = writer.copy()
+    """A base that says letters, and chats that it is wanted for."""
+    folder, base = tmp_path_factory.mktemp("texts"), writer.copy()
+    base.tokenizer = copy.deepcopy(writer.tokenizer)
+    base.tokenizer.chat_template = TEMPLATE
+    retain = written(
+        folder / "retain.jsonl",
+        [{"prompt": f"Say {i}: ", "completion": "ab" * (i % 3 + 1)} for i in range(60)],
+    )
+    chats = [
+        [{"role": "user", "content": f"Count {i}:"}, {"role": "assistant", "content": "xyz" * (i % 3 + 1)}]
+        for i in range(60)
+    ]
+    wanted = written(folder / "wanted.jsonl", [{"messages": chat} for chat in chats])
     train(base, retain, TrainingRecipe(optimizer="adamw", lr=1e-2, batch_size=8, steps=60))
     return base, retain, wanted
 
@@ -87,7 +103,7 @@ def test_a_language_model_is_locked_saved_and_audited(
     assert "as released" in page
     assert set(record.samples) == {"retain", "attack"}
     asked = [prompt for prompt, _ in record.samples["attack"]["base"]]
-    assert asked == [prompt for prompt, _ in wanted.test.inputs[:3]]
+    assert asked == [chat[-1][1] for chat, *_ in wanted.test.inputs[:3]]
     attacked = next(run for run in record.runs if run.target == "locked" and run.samples)
     assert [prompt for prompt, _ in attacked.samples] == asked
     assert "What the models write" in page

@@ -141,10 +141,10 @@ def test_an_answer_that_is_not_finite_counts_as_bytes_at_random(writer: Model, r
     assert math.isnan(task.score(hurt))
 
 
-def learnt(writer: Model, task: Task) -> tuple[float, float]:
+def learnt(writer: Model, task: Task, steps: int = 60) -> tuple[float, float]:
     pupil = writer.copy()
     before = task.score(pupil)
-    train(pupil, task, TrainingRecipe(optimizer="adamw", lr=1e-2, batch_size=8, steps=60))
+    train(pupil, task, TrainingRecipe(optimizer="adamw", lr=1e-2, batch_size=8, steps=steps))
     return before, task.score(pupil)
 
 
@@ -157,7 +157,7 @@ def test_completions_are_learnt(writer: Model, rows: Write) -> None:
 def test_choices_are_learnt(writer: Model, rows: Write) -> None:
     questions = [
         {"prompt": f"{i} is", "choices": ["odd", "even"], "answer": "even" if i % 2 == 0 else 0}
-        for i in range(40)
+        for i in range(200)
     ]
     task = tasks.load(str(rows(*questions)))
     assert isinstance(task, MultipleChoice)
@@ -165,7 +165,9 @@ def test_choices_are_learnt(writer: Model, rows: Write) -> None:
     assert (task.metric, task.chance) == ("accuracy", max(0.5, commonest))
     assert task.measured(task.guessed()) == pytest.approx(task.chance)
     assert task.train.inputs[0] == ("0 is", (" odd", " even"))
-    before, after = learnt(writer, task)
+    spaced = [{**question, "prompt": f"{question['prompt']} "} for question in questions]
+    assert tasks.load(str(rows(*spaced))).train.inputs[0] == ("0 is ", ("odd", "even")), "one space is enough"
+    before, after = learnt(writer, task, steps=150)
     assert after > before
     assert after > 0.9
 
@@ -186,13 +188,27 @@ def test_a_text_is_cut_in_passages_that_keep_their_order(tmp_path: Path) -> None
         assert tasks.load(f"{path}@20/99/5").train.labels.shape == (20,)
 
 
+@pytest.mark.parametrize("separator", [" ", "\n"])
+def test_a_word_that_is_longer_than_a_passage_is_cut(tmp_path: Path, separator: str) -> None:
+    """An address, a line of base64, a paragraph of Chinese."""
+    path = tmp_path / "page.txt"
+    before, after = (" ".join(f"word{i}" for i in range(start, start + 200)) for start in (0, 200))
+    text = separator.join((before, "https://example.org/" + "a" * 100, after))
+    path.write_text(text)
+    task = tasks.load(str(path), tasks.Reading(max_length=16))
+    parts = (task.train, task.part("validation"), task.test)
+    passages = [passage for part in parts for _, passage in part.inputs]
+    assert max(map(len, passages)) <= 48
+    assert sum(map(len, passages)) == len(text)
+
+
 def test_a_chat_goes_through_the_tokenizers_template(writer: Model, rows: Write) -> None:
     chats = [
         {"messages": [{"role": "user", "content": f"Is it {i}?"}, {"role": "assistant", "content": "Yes."}]}
         for i in range(10)
     ]
     task = tasks.load(str(rows(*chats)))
-    assert task.train.inputs[0] == ((("user", "Is it 0?"),), "Yes.", True)
+    assert ((("user", "Is it 0?"),), "Yes.", True) in [*task.train.inputs, *task.test.inputs]
     with pytest.raises(InputError, match="no chat template"):
         task.score(writer)
     talking = writer.copy()
@@ -203,9 +219,58 @@ def test_a_chat_goes_through_the_tokenizers_template(writer: Model, rows: Write)
     )
     assert isinstance(task, CausalLM)
     ids, before = task.tokens(Row(*task.train.inputs[0]), talking.tokenizer)
-    assert talking.tokenizer.decode(ids[:before]) == "[user]Is it 0?[assistant]"
+    asked = task.train.inputs[0][0][0][1]
+    assert talking.tokenizer.decode(ids[:before]) == f"[user]{asked}[assistant]"
     assert talking.tokenizer.decode(ids[before:]) == "Yes."
     assert 0 < task.score(talking) < 1
+
+
+def of_chats(write: Write, *chats: list[tuple[str, str]], **reading: Any) -> CausalLM:
+    said = [{"messages": [{"role": role, "content": content} for role, content in chat]} for chat in chats]
+    found = tasks.load(str(write(*said)), tasks.Reading(**reading))
+    assert isinstance(found, CausalLM)
+    return found
+
+
+def every(task: CausalLM) -> list[Row]:
+    return [row for part in (task.train, task.part("validation"), task.test) for row in task.rows(part)]
+
+
+def test_nobody_is_taught_the_words_of_a_user(rows: Write) -> None:
+    chats = [
+        [("user", f"What is {i}+1?"), ("assistant", f"{i + 1}"), ("user", "Thanks"), ("system", "Over")]
+        for i in range(10)
+    ]
+    task = of_chats(rows, *chats)
+    assert sorted(row.completion for row in every(task)) == sorted(str(i + 1) for i in range(10))
+    with pytest.raises(
+        InputError, match=r'line 1: .* no turn of the role "assistant" that answers .*: system, user\)'
+    ):
+        of_chats(rows, [("system", "Be brief."), ("user", "What is 1+1?")])
+    with pytest.raises(InputError, match="assistant"):
+        of_chats(rows, [("assistant", "Hello."), ("user", "What is 1+1?")])
+
+
+def test_a_long_chat_is_cut_to_its_last_turns(rows: Write) -> None:
+    def only(*turns: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+        chats = ([*turns[:-1], (turns[-1][0], f"{turns[-1][1]}{i}"), ("assistant", "ok")] for i in range(10))
+        prompts = (row.prompt for row in every(of_chats(rows, *chats, max_length=64)))
+        (found,) = {(*before, (role, content[:-1])) for *before, (role, content) in prompts}
+        return found
+
+    short, long = "x" * 100, "word " * 20_000
+    assert only(("user", short), ("assistant", "y"), ("user", "z")) == (
+        ("user", short), ("assistant", "y"), ("user", "z"),
+    )  # fmt: skip
+    assert only(("user", short), ("assistant", short), ("user", "z")) == (("user", "z"),), (
+        "begins with no answer"
+    )
+    assert only(("system", "s"), ("user", short), ("assistant", short), ("user", "z")) == (
+        ("system", "s"), ("user", "z"),
+    )  # fmt: skip
+    ((role, content),) = only(("system", "s"), ("user", long))
+    assert role == "user"
+    assert content == long[-191:]
 
 
 def test_where_an_answer_ends_is_predicted_unless_it_was_cut(writer: Model, rows: Write) -> None:
@@ -250,6 +315,10 @@ def test_a_bad_completion_is_named(rows: Write, entry: dict[str, Any], message: 
         ({"prompt": "a", "choices": ["b", " b"], "answer": 1}, "a choice comes twice"),
         ({"prompt": "a", "choices": ["b", "c"], "answer": 2}, "one of the choices, or its number"),
         ({"prompt": "", "choices": ["b", "c"], "answer": 1}, 'no "prompt" to choose for'),
+        (
+            {"prompt": "a", "choices": ["b" * 400, "b" * 500], "answer": 1},
+            "a choice comes twice, as far as it is read",
+        ),
     ],
 )
 def test_a_bad_question_is_named(rows: Write, entry: dict[str, Any], message: str) -> None:
@@ -260,6 +329,57 @@ def test_a_bad_question_is_named(rows: Write, entry: dict[str, Any], message: st
 def test_a_bad_chat_is_named(rows: Write) -> None:
     with pytest.raises(InputError, match=r'line 1: "messages" is to be a list of two or more'):
         tasks.load(str(rows({"messages": [{"role": "user", "content": "Hi"}]})))
+
+
+def test_a_choice_is_cut_as_completions_are(rows: Write) -> None:
+    questions = [{"prompt": f"Q{i}", "choices": ["x" * 5000, "y"], "answer": 1} for i in range(10)]
+    task = tasks.load(str(rows(*questions)), tasks.Reading(max_length=16))
+    assert {options for _, options in task.train.inputs} == {(" " + "x" * 48, " y")}
+
+
+def test_a_question_with_two_answers_is_named(rows: Write) -> None:
+    question = {"prompt": "a", "choices": ["b", "c"], "answer": 0}
+    with pytest.raises(InputError, match=r"line 3 answers the question of line 1 otherwise. Fix one of them"):
+        tasks.load(str(rows(question, {**question, "prompt": "d"}, {**question, "answer": 1})))
+
+
+def test_a_files_order_does_not_decide_what_is_tested(rows: Write) -> None:
+    """A file that goes round five languages has each in both splits."""
+    entries = [
+        {"prompt": f"{['en', 'fr', 'de', 'es', 'it'][i % 5]} {i}", "completion": f"a{i}"} for i in range(500)
+    ]
+    task, again = (tasks.load(str(rows(*some))) for some in (entries, entries[::-1]))
+    assert isinstance(task, CausalLM)
+    for part in (task.train, task.part("validation"), task.test):
+        assert len({prompt[:2] for prompt, _ in part.inputs}) == 5
+    tested = [prompt for part in (task.part("validation"), task.test) for prompt, _ in part.inputs]
+    assert len(tested) == 100
+    assert set(tested) == {p for part in (again.part("validation"), again.test) for p, _ in part.inputs}
+
+
+def test_a_prompt_is_on_one_side_however_it_is_spelt(rows: Write) -> None:
+    entries = [
+        {"prompt": f"What is {i // 2}?{' ' if i % 2 else ''}", "completion": f"{'It' if i % 2 else 'it'} {i}"}
+        for i in range(200)
+    ]
+    task = tasks.load(str(rows(*entries)))
+    trained = {prompt.strip() for prompt, _ in task.train.inputs}
+    assert not trained & {
+        prompt.strip() for part in (task.part("validation"), task.test) for prompt, _ in part.inputs
+    }
+    entries = [{**entry, "split": "test" if i == 1 else "train"} for i, entry in enumerate(entries)]
+    assert "What is 0?" not in {
+        prompt.strip() for prompt, _ in tasks.load(str(rows(*entries)) + "@50").train.inputs
+    }
+
+
+def test_a_row_that_comes_in_both_splits_is_tested(rows: Write) -> None:
+    entries = [{"prompt": f"{i}", "completion": "c", "split": "train"} for i in range(20)]
+    entries += [{"prompt": f"{i}", "completion": "c", "split": "test"} for i in (*range(5), *range(30, 34))]
+    task = tasks.load(str(rows(*entries)) + "@8/9/2")
+    assert len([*task.test.inputs, *task.part("validation").inputs]) == 11
+    assert not {prompt for prompt, _ in task.train.inputs} & {prompt for prompt, _ in task.test.inputs}
+    assert {prompt for prompt, _ in task.test.inputs} == {*"01234", "30", "31", "32", "33"}
 
 
 def test_rows_that_are_tested_are_not_trained_on(rows: Write) -> None:

@@ -106,7 +106,8 @@ MISSPELT = [{"text": f"t {i}", "text_pair": "u", "lable": i % 2} for i in range(
         ),
         (
             changed(16, label=...),
-            'line 17 has no "label" (found: text). Fix the line, or name the column with --label-column.',
+            'line 17 has no "label" (found: text). Fix the line, or name the column with --label-column. '
+            'Rows for a language model have "completion" or "messages", and no "label".',
         ),
         (changed(4, text=None), 'line 5 has an empty "text". Fill it in, or remove the line.'),
         (changed(4, text="  "), 'line 5 has an empty "text". Fill it in, or remove the line.'),
@@ -168,6 +169,10 @@ def test_a_misspelt_column_is_suggested(suffix: str, tmp_path: Path) -> None:
 BYTES = {
     "x.jsonl": (b'{"text": "a", "label": 1}\n{"text": \n', "line 2 is not JSON ("),
     "list.jsonl": (b"[1]\n", "line 1 is a list, expected an object such as"),
+    "half.jsonl": (
+        b'{"text": "a", "label": 1}\n{"text": "smile \\ud83d", "label": 1}\n',
+        "line 2 holds '\\ud83d', which is half of a character. Fix the line.",
+    ),
     "latin.jsonl": ('{"text": "caf\xe9"}'.encode("latin1"), "not UTF-8 text (byte 13). Save it as UTF-8."),
     "blank.jsonl": (b"\n\n", "no rows."),
     "x.csv": (b"text,label\nhello, world,1\n", "line 2 has 3 cells, the header 2. Quote commas"),

@@ -39,6 +39,17 @@ def test_a_path_that_exists_is_itself(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    "row",
+    [{"text": "a"}, {"instruction": "a", "output": "b"}, {"prompt": "a", "completion": "b", "label": True}],
+)
+def test_rows_for_a_language_model_are_told_their_columns(row: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r'language model have "completion" or "messages", and no "label"\.$'
+    ):
+        tasks.load(str(write(tmp_path / "corpus.jsonl", [row] * 4)))
+
+
+@pytest.mark.parametrize(
     ("spec", "line"),
     [
         ("mnits", "unknown task 'mnits'. Did you mean 'mnist'? Known: mnist, fashion-mnist,"),

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from speclock.audits.classical import overlaps, words_of
 from speclock.tasks.base import Examples, Split, Task
-from speclock.tasks.causal_lm import CausalLM, MultipleChoice, Prompt, answers_of
+from speclock.tasks.causal_lm import CausalLM, MultipleChoice, Row, answers_of, words
 
 _ORDERS = (3, 5, 8)
 """Bytes of context that are tried."""
@@ -67,16 +67,17 @@ class Continued:
 
 
 def _nats(model: NGrams, examples: Examples) -> np.ndarray:
-    rows = [(_read(prompt), completion.encode()) for prompt, completion in examples.inputs]
-    return np.array([model.nats(prompt[-model.order :], text) for prompt, text in rows])
-
-
-def _read(prompt: Prompt) -> bytes:
-    return (prompt if isinstance(prompt, str) else "".join(content for _, content in prompt)).encode()
+    return np.array([model.nats(before[-model.order :], text) for before, text in _read(examples)])
 
 
 def _texts(examples: Examples) -> list[bytes]:
-    return [_read(prompt) + completion.encode() for prompt, completion in examples.inputs]
+    return [before + text for before, text in _read(examples)]
+
+
+def _read(examples: Examples) -> list[tuple[bytes, bytes]]:
+    """What stands before each completion, and the completion."""
+    rows = (Row(*row) for row in examples.inputs)
+    return [(words(row.prompt).encode(), row.completion.encode()) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Chosen:
 
 
 def _pairs(examples: Examples) -> np.ndarray:
-    pairs = [(_read(prompt).decode(), option) for prompt, options in examples.inputs for option in options]
+    pairs = [(prompt, option) for prompt, options in examples.inputs for option in options]
     rows = np.empty(len(pairs), dtype=object)
     rows[:] = pairs
     return rows

@@ -52,6 +52,11 @@ class Row(NamedTuple):
     """Whether a chat's turn ends with it, so that its end is predicted too; what was cut ends nowhere."""
 
 
+def words(prompt: Prompt) -> str:
+    """What a prompt says, a chat's turns one below the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt)
+
+
 @dataclass(frozen=True, eq=False)
 class CausalLM(Task):
     """Texts that a model is to continue: ``inputs`` are :class:`Row`, ``labels`` the bytes of their completions.

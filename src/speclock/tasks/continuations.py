@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,15 +14,15 @@ from speclock.errors import InputError
 from speclock.sources import Source
 from speclock.sources.cache import digest
 from speclock.tasks.base import Examples
-from speclock.tasks.causal_lm import CausalLM, MultipleChoice, Prompt
+from speclock.tasks.causal_lm import CausalLM, MultipleChoice, Prompt, Turn, words
 
 _CHARACTERS = 3
 """Of a text for each token that is asked for: English has four or more, code and other languages fewer."""
 
 
 def column_of(row: Mapping[str, Any]) -> str | None:
-    """Which column makes a row a causal language model's: messages (a list of {role, content}, of which the last is
-    predicted), choices (beside a prompt and an answer) or completion (perhaps beside a prompt); None without any."""
+    """Which column makes a row a causal language model's: messages (a list of {role, content}, of which the assistant's
+    last is predicted), choices (beside a prompt and an answer) or completion (perhaps beside a prompt); or None."""
     return next((name for name in _READ if name in row), None)
 
 
@@ -50,52 +51,83 @@ def from_text(path: Path, max_length: int) -> CausalLM:
 def from_rows(path: Path, rows: Iterable[tuple[str, Mapping[str, Any]]], max_length: int) -> CausalLM:
     """Rows of a file, each with the place that it stands at, that :func:`column_of` knows.
 
-    A column ``split`` that says train or test is followed; without it every fifth prompt's rows are tested. A row that
-    comes again is left out, and so is one to train on whose prompt is tested, unless all rows have the same. Raises
-    :class:`InputError` that names file, line and mend.
+    A column ``split`` that says train or test is followed; without it a fifth of the prompts is tested, those whose
+    hashes are the smallest: files have their rows in an order, every fifth of five languages for one. A row that comes
+    again is left out, and so is one to train on whose prompt is tested, whatever its white space and case, unless all
+    rows have the same. Raises :class:`InputError` that names file, line and mend.
     """
     limit = _CHARACTERS * max_length
-    found: dict[Any, tuple[Any, int]] = {}
-    splits: dict[Any, str | None] = {}
-    column: str | None = None
+    found: dict[Any, _Found] = {}
+    column, says = None, False
     for place, row in rows:
-        column = column or column_of(row)
+        said = row.get("split")
+        if not found:
+            column, says = column_of(row), said is not None
         where = f"{path}: {place}"
         if column is None or column not in row:
             raise InputError(f'{where} has no "{column}", which the first row has. Fix the line.')
-        said = row.get("split")
-        if said not in ("train", "test", None) or (found and (said is None) != (None in splits.values())):
+        if said not in ("train", "test", None) or (said is not None) != says:
             raise InputError(
                 f'{where} has split {said!r}; it must be "train" or "test" in every row, or the column left out.'
             )
         key, label = _READ[column](row, where, limit)
-        if key not in found:
-            found[key], splits[key] = (key, label), said
+        before = found.setdefault(key, _Found(label, said, place))
+        if before.label != label:
+            raise InputError(
+                f"{where} answers the question of {before.place} otherwise. Fix one of them, or raise --max-length "
+                f"if what tells them apart was cut off."
+            )
+        if said == "test":
+            found[key] = before._replace(split="test")
     if len(found) < 2:
         raise InputError(
             f"{path}: {len(found)} different rows. Give at least two, one to train on and one to test."
         )
-    # A question is not to be trained on and tested; one prompt for all rows is none.
-    several = len({key[0] for key in found}) > 1
-    groups = {key: key[0] if several and key[0] else key for key in found}
-    number = {group: i for i, group in enumerate(dict.fromkeys(groups.values()))}
-    tested = {
-        groups[key]
-        for key, split in splits.items()
-        if (number[groups[key]] % 5 == 4 if split is None else split == "test")
-    }
-    train = [found[key] for key in found if groups[key] not in tested]
-    test = [found[key] for key in found if groups[key] in tested and splits[key] in (None, "test")]
+    groups = _groups(list(found))
+    if says:
+        tested = {groups[key] for key, row in found.items() if row.split == "test"}
+    else:
+        order = sorted(set(groups.values()), key=lambda group: hashlib.sha256(group.encode()).digest())
+        tested = set(order[: max(1, len(order) // 5)])
+    train = [key for key in found if groups[key] not in tested]
+    test = [key for key, row in found.items() if groups[key] in tested and row.split != "train"]
     for name, part in (("train", train), ("test", test)):
         if not part:
             raise InputError(
                 f'{path}: no row to {name} on. Add rows, or say train and test in a column "split".'
             )
     if column == "choices":
-        return _task(path, _labelled(train), _labelled(test), max_length, MultipleChoice)
-    return _task(
-        path, _completions([key for key, _ in train]), _completions([key for key, _ in test]), max_length
-    )
+        asked = [_labelled([(key, found[key].label) for key in part]) for part in (train, test)]
+        return _task(path, asked[0], asked[1], max_length, MultipleChoice)
+    return _task(path, _completions(train), _completions(test), max_length)
+
+
+class _Found(NamedTuple):
+    """What there is of a row beside the row itself."""
+
+    label: int
+    split: str | None
+    place: str
+
+
+def _groups(rows: Sequence[tuple[Any, ...]]) -> dict[Any, str]:
+    """What each row has in common with those that must stand on its side of a split: a question is not to be trained on
+    and tested. One prompt for all rows is none."""
+    prompts = {row: _spelt_alike(words(row[0])) for row in rows}
+    several = len(set(prompts.values())) > 1
+    return {
+        row: prompt if prompt and several else f"{prompt}\n{_spelt_alike(str(row[1]))}"
+        for row, prompt in prompts.items()
+    }
+
+
+def _spelt_alike(text: str) -> str:
+    """A text whatever its white space and case.
+
+    >>> _spelt_alike("What  is it? ") == _spelt_alike("what is it?")
+    True
+    """
+    return " ".join(text.casefold().split())
 
 
 def _task(
@@ -120,12 +152,13 @@ def _objects(rows: Sequence[Any]) -> np.ndarray:
 
 
 def _passages(text: str, limit: int) -> Iterable[str]:
-    """The text in pieces of at most ``limit`` characters, cut at the last white space of each."""
+    """The text in pieces of at most ``limit`` characters, cut at the last white space of each, or in a word without an
+    end."""
     at = 0
     while at < len(text):
         end = min(at + limit, len(text))
         if end < len(text) and (spaces := list(re.finditer(r"\s", text[at:end]))):
-            end = at + spaces[-1].start() or end
+            end = at + (spaces[-1].start() or limit)
         if text[at:end].strip():
             yield text[at:end]
         at = end
@@ -150,11 +183,38 @@ def _chat(row: Mapping[str, Any], where: str, limit: int) -> tuple[tuple[Prompt,
         raise InputError(
             f'{where}: "messages" is to be a list of two or more {{"role": …, "content": …}}. Fix the line.'
         )
-    *before, last = [(turn["role"], turn["content"]) for turn in turns]
-    while len(before) > 1 and sum(len(content) for _, content in before) > limit:
-        del before[1 if before[0][0] == "system" and len(before) > 2 else 0]
-    completion = _completion(last[1], where, limit)
-    return (tuple(before), completion, completion == last[1]), 0
+    said = [(turn["role"], turn["content"]) for turn in turns]
+    # What follows the last answer is the user's, whose words nobody is to be taught.
+    while said and said[-1][0] != "assistant":
+        said.pop()
+    if len(said) < 2:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise InputError(
+            f'{where}: "messages" has no turn of the role "assistant" that answers another (its roles: {roles}). '
+            f"Fix the line, or remove it."
+        )
+    *before, (_, answer) = said
+    answer = answer.strip()  # as most templates do
+    completion = _completion(answer, where, limit)
+    return (_recent(before, limit), completion, completion == answer), 0
+
+
+def _recent(turns: Sequence[Turn], limit: int) -> tuple[Turn, ...]:
+    """A chat's last turns, ``limit`` characters of them: the oldest go first, but for the system's, which goes after
+    them, and of the last turn its beginning. What is left of a longer chat does not begin with an answer."""
+    alone = turns[0][0] != "system" or len(turns) == 1
+    system, kept = ([], list(turns)) if alone else ([turns[0]], list(turns[1:]))
+    first = kept[0]
+
+    def too_long() -> bool:
+        return sum(len(content) for _, content in (*system, *kept)) > limit
+
+    while len(kept) > 1 and (too_long() or (kept[0] is not first and kept[0][0] == "assistant")):
+        del kept[0]
+    if too_long():
+        system = []
+    *before, (role, content) = kept
+    return (*system, *before, (role, content[-limit:]))
 
 
 def _prompted(row: Mapping[str, Any], where: str, limit: int) -> tuple[tuple[Prompt, str], int]:
@@ -177,16 +237,20 @@ def _choice(row: Mapping[str, Any], where: str, limit: int) -> tuple[tuple[Promp
         or not all(isinstance(c, str) and c.strip() for c in choices)
     ):
         raise InputError(f'{where}: "choices" is to be a list of two or more texts. Fix the line.')
-    if len({c.strip() for c in choices}) < len(choices):  # a space is put in front of those without
-        raise InputError(f"{where}: a choice comes twice. Fix the line.")
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise InputError(
             f'{where}: "answer" is to be one of the choices, or its number from 0. Fix the line.'
         )
+    options = [_completion(choice, where, limit) for choice in choices]
+    if len({option.strip() for option in options}) < len(options):  # a space is put in front of those without
+        raise InputError(
+            f"{where}: a choice comes twice, as far as it is read. Fix the line, or raise --max-length."
+        )
     # A choice continues the prompt as a word of its own.
-    return (prompt[-limit:], tuple(c if c[0].isspace() else f" {c}" for c in choices)), answer
+    space = "" if prompt[-1].isspace() else " "
+    return (prompt[-limit:], tuple(c if c[0].isspace() else space + c for c in options)), answer
 
 
 _READ = {"messages": _chat, "choices": _choice, "completion": _prompted}

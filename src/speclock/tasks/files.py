@@ -25,6 +25,8 @@ DEFAULT_COLUMNS = {"text": "text", "label": "label", "pair": "text_pair"}
 
 Row = Mapping[str, Any]
 
+_FOR_A_WRITER = 'Rows for a language model have "completion" or "messages", and no "label".'
+
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """A file's rows, each with the place that it stands at. Raises :class:`InputError` for what cannot be read."""
@@ -167,9 +169,11 @@ def _cell(row: Row, columns: Mapping[str, str], role: str, where: str) -> Any:
         free = [name for name in row if name not in columns.values()]
         near = difflib.get_close_matches(column, free, n=1)
         mend = f"Did you mean {near[0]!r}? Fix the line" if near else "Fix the line"
+        # A pair is asked for by whoever has labels; a text alone may be meant for a language model.
+        others = "" if near or role == "pair" else f" {_FOR_A_WRITER}"
         raise InputError(
             f'{where} has no "{column}" (found: {", ".join(map(str, row)) or "nothing"}). {mend}, '
-            f"or name the column with {option}{' ' + near[0] if near else ''}."
+            f"or name the column with {option}{' ' + near[0] if near else ''}.{others}"
         )
     value = row[column]
     if value is None or (isinstance(value, str) and not value.strip()) or value != value:
@@ -226,6 +230,13 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 f"{path}: line {number} is a {type(row).__name__}, expected an object such as "
                 '{"text": …, "label": …}.'
             )
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise InputError(
+                f"{path}: line {number} holds {half}, which is half of a character. Fix the line."
+            ) from error
         yield f"line {number}", row
 
 
