@@ -267,9 +267,10 @@ def train(
 ) -> dict[str, Any]:
     """Train ``model`` in place to do ``task`` and return the record of it, JSON-able.
 
-    Raises :class:`InputError` when the training diverges.
+    Raises :class:`InputError` where the model does not read the task's examples, and when the training diverges.
     """
     task = task.divided()
+    task.check_kind(model)
     steps = recipe.total_steps(task)
     with Meter() as meter:
         for step in fit(model, task, recipe, steps=steps, checkpoint=checkpoint, title="train"):

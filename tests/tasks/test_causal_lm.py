@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from speclock import tasks
 from speclock.errors import InputError
@@ -49,7 +50,8 @@ def test_the_score_is_the_likelihood_of_a_byte(writer: Model, rows: Write) -> No
     task = prompted(rows)
     nats, total = 0.0, 0
     for prompt, completion in task.test.inputs:
-        ids = torch.tensor([writer.tokenizer(prompt + completion)["input_ids"]])
+        start = writer.tokenizer.bos_token
+        ids = torch.tensor([writer.tokenizer(start + prompt + completion)["input_ids"]])
         with torch.no_grad():
             found = writer.module(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
         nats -= float(found[-len(completion) :].sum())
@@ -71,14 +73,71 @@ def test_what_a_tokenizer_does_not_keep_is_refused(writer: Model, rows: Write) -
     task = prompted(rows)
     assert task.tokens(Row("", " Known known"[6:]), folding.tokenizer) == ([1, 2], 1)
     with pytest.raises(
-        InputError, match=r"does not keep 'known unheard'; it reads 'known <unk>'. Remove the row"
+        InputError,
+        match=r"not keep 'known unheard'; it reads 'known <unk>', <unk> for what it does not know. Remove the row",
     ):
         task.tokens(Row("", "known unheard"), folding.tokenizer)
+    with pytest.raises(InputError, match=r"does not keep '.{0,20}unun.*…'; it reads '.{0,20}<unk>', <unk>"):
+        task.tokens(Row("", "known " * 60 + "un" * 60), folding.tokenizer)
     folding.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFD(), normalizers.StripAccents()]
     )
     with pytest.raises(InputError, match="does not keep 'où'; it reads 'ou'"):
         task.tokens(Row("", "où"), folding.tokenizer)
+
+
+def test_a_special_token_that_a_text_names_is_read_as_that(writer: Model, rows: Write) -> None:
+    """GPT-2's "<|endoftext|>" stands between documents, and for what is unknown too."""
+    task, talking = prompted(rows), copy.deepcopy(writer.tokenizer)
+    talking.add_special_tokens({"unk_token": "<|endoftext|>"})
+    ids, _ = task.tokens(Row("", "a<|endoftext|>b"), talking)
+    assert ids[-2] == talking.unk_token_id
+
+
+def test_what_cannot_be_read_of_any_split_is_told_before_the_first_step(writer: Model, rows: Write) -> None:
+    """Else a row of the test split ends a lock that took hours."""
+    entries = [{"prompt": f"Say {i}: ", "completion": "ab", "split": "train"} for i in range(20)]
+    entries += [{"prompt": f"Say {i}: ", "completion": "ab", "split": "test"} for i in range(20, 24)]
+    entries[-1]["completion"] = "a" * 300
+    task = tasks.load(str(rows(*entries)))
+    assert max(len(completion) for _, completion in task.train.inputs) == 2
+    before = {name: value.clone() for name, value in writer.module.state_dict().items()}
+    message = r"row with 'aaa\S+ has 309 tokens, and writer reads 256\. Lower --max-length, which is 128"
+    with pytest.raises(InputError, match=message):
+        train(writer, task, TrainingRecipe(optimizer="adamw", lr=1e-2, batch_size=8, steps=2))
+    assert all(torch.equal(before[name], value) for name, value in writer.module.state_dict().items())
+    with pytest.raises(InputError, match=message):
+        task.fitted_to(writer)
+    longest = [
+        {"prompt": "p", "choices": ["b", "a" * 300], "answer": 0},
+        {"prompt": "q", "choices": ["b", "c"], "answer": 1},
+    ]
+    with pytest.raises(InputError, match="has 303 tokens"):
+        tasks.load(str(rows(*longest, *({**longest[1], "prompt": f"{i}"} for i in range(8))))).fitted_to(
+            writer
+        )
+
+
+def test_what_is_written_ends_with_the_models_context(writer: Model, rows: Write) -> None:
+    """Learnt positions end where they end, as GPT-2's."""
+    config = GPT2Config(
+        vocab_size=len(writer.tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=1, bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip
+    brief = replace(writer, module=GPT2LMHeadModel(config).eval())
+    task = tasks.load(str(rows(*({"prompt": "p" * 58 + f"{i}", "completion": "c"} for i in range(20)))))
+    assert isinstance(task, CausalLM)
+    assert 64 - 40 < max(task.lengths(task.test, brief)) <= 64
+    assert len(task.samples(brief)) == len(task.test) == 2
+
+
+def test_a_prompt_begins_as_a_text_does_unless_it_says_how(writer: Model, rows: Write) -> None:
+    task, start = prompted(rows), writer.tokenizer.bos_token_id
+    for row in (Row("", "b"), Row("a", "b"), Row("<s>a", "b"), Row("<s>", "b")):
+        ids, before = task.tokens(row, writer.tokenizer)
+        assert ids.count(start) == 1
+        assert ids[0] == start
+        assert ids[before:] == writer.tokenizer("b")["input_ids"]
 
 
 def test_a_text_does_not_begin_with_a_mark_of_a_chat(writer: Model, rows: Write) -> None:
@@ -131,8 +190,8 @@ def test_padding_and_company_change_no_score(writer: Model, rows: Write) -> None
 def test_an_answer_that_is_not_finite_counts_as_bytes_at_random(writer: Model, rows: Write) -> None:
     task = prompted(rows)
     answers = task.answers(writer)
-    lost = np.where(np.arange(len(answers)) == 0, NO_ANSWER, answers)
-    assert task.measured(lost) < task.measured(answers)
+    lost = np.where(np.arange(len(answers)) == 0, NO_ANSWER, np.minimum(answers, 50_000))
+    assert task.measured(lost) < task.measured(np.minimum(answers, 50_000))
     assert task.measured(np.full_like(answers, NO_ANSWER)) == pytest.approx(1 / 256, rel=1e-4)
     hurt = writer.copy()
     with torch.no_grad():
@@ -271,6 +330,55 @@ def test_a_long_chat_is_cut_to_its_last_turns(rows: Write) -> None:
     ((role, content),) = only(("system", "s"), ("user", long))
     assert role == "user"
     assert content == long[-191:]
+
+
+def test_a_template_that_does_not_take_a_chat_is_quoted(writer: Model, rows: Write) -> None:
+    strict = copy.deepcopy(writer.tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Roles must alternate\nuser/assistant') }}{% endif %}[{{ m.role }}]{% endfor %}"
+    )
+    task = prompted(rows)
+    with pytest.raises(
+        InputError, match=r"of the roles system, user: Roles must alternate user/assistant\. Change"
+    ):
+        task.tokens(Row((("system", "s"), ("user", "u")), "ok"), strict)
+    strict.chat_template = "{{ nothing.of_the_kind.is_there }}"
+    with pytest.raises(InputError, match="does not take a chat of the roles user: 'nothing' is undefined"):
+        task.tokens(Row((("user", "u"),), "ok"), strict)
+
+
+def test_where_an_answer_ends_is_learnt_and_not_scored(writer: Model, rows: Write) -> None:
+    """N-grams know of no ends, and a model that finds all tokens alike knows nothing."""
+    talking = writer.copy()
+    talking.tokenizer = copy.deepcopy(writer.tokenizer)
+    talking.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    task = of_chats(rows, *([("user", f"{i}?"), ("assistant", "Yes")] for i in range(20)))
+    batch = task.collate(talking)([0])
+    assert int(batch["counted"].sum()) == 4, "three letters and the end"
+    _, counts = task.nats(talking, task.rows(task.test))
+    assert set(counts) == {3}
+    with torch.no_grad():
+        talking.module.lm_head.weight.zero_()
+    assert task.score(talking) == pytest.approx(1 / len(talking.tokenizer), rel=1e-3)
+
+
+@pytest.mark.parametrize("answer", ["Yes.", "Yes.\n", " Yes. "])
+def test_a_template_that_trims_ends_an_answer_all_the_same(writer: Model, rows: Write, answer: str) -> None:
+    trims = copy.deepcopy(writer.tokenizer)
+    trims.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    task = of_chats(rows, *([("user", f"{i}?"), ("assistant", answer)] for i in range(10)))
+    (row, *_) = every(task)
+    ids, before = task.tokens(row, trims)
+    assert trims.decode(ids[before:]) == "Yes.<s>", "as the template has it"
+    ids, _ = task.tokens(row._replace(completion=answer), trims)
+    assert ids[-1] == trims.bos_token_id
 
 
 def test_where_an_answer_ends_is_predicted_unless_it_was_cut(writer: Model, rows: Write) -> None:
