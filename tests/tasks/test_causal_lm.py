@@ -20,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from speclock import tasks
 from speclock.errors import InputError
+from speclock.locks.retain import retain_loss
 from speclock.models import Model
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import NO_ANSWER, Task, broken
@@ -162,6 +163,25 @@ def test_a_batch_in_parts_has_the_same_loss(writer: Model, rows: Write) -> None:
     assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
     logits = task.logits(writer.module, batch)
     assert len(logits) == sum(len(c) for _, c in task.train.inputs[:6]), "of the completions alone"
+
+
+@pytest.mark.parametrize("retain", ["kl", "task+kl"])
+def test_what_is_kept_of_the_base_is_the_same_in_parts(writer: Model, rows: Write, retain: str) -> None:
+    """A batch that memory halves keeps its gradient, and a row of sixty tokens has no more say than one of two."""
+    entries = [{"prompt": f"Say {i}: ", "completion": "ab" * (30 if i % 2 else 1)} for i in range(40)]
+    task = tasks.load(str(rows(*entries)))
+    pupil = writer.copy()
+    with torch.no_grad():
+        for p in pupil.module.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    lengths = task.lengths(task.train, writer)
+    batch = task.collate(writer)([*np.argsort(lengths)[:3], *np.argsort(lengths)[-3:]])
+    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 3), slice(3, 6))]
+    loss = retain_loss(writer, task, retain)
+    with torch.no_grad():
+        whole, *parts = (loss(pupil.module, each).item() for each in (batch, *halves))
+    assert sum(parts) / 2 == pytest.approx(whole, rel=1e-5)
+    assert abs(parts[0] - parts[1]) > 0.01 * whole
 
 
 def test_batches_are_of_like_length_and_an_epoch_has_every_row_once(writer: Model, rows: Write) -> None:

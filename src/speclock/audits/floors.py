@@ -117,8 +117,8 @@ class Lesson(FineTune):
 
     def trajectory(self, model: Model, scene: Scene) -> Iterator[Step]:
         import torch
-        import torch.nn.functional as F
 
+        from speclock.locks.retain import divergence
         from speclock.training import fit
 
         assert scene.public is not None
@@ -126,9 +126,9 @@ class Lesson(FineTune):
 
         def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             with torch.no_grad():
-                wanted = (scene.task.logits(teacher, batch).float() / heat).log_softmax(-1)
-            found = (scene.task.logits(module, batch).float() / heat).log_softmax(-1)
-            return heat**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+                wanted = scene.task.logits(teacher, batch).float()
+            found = scene.task.logits(module, batch).float()
+            return scene.task.averaged(divergence(wanted, found, heat), batch)
 
         model.module.requires_grad_(True)
         lessons = replace(self, warmup=scene.steps // 10)

@@ -30,7 +30,7 @@ def retain_loss(model: Model, task: Task, retain: str, weight: float = 1.0, *, r
         if "task" in retain:
             total = total + task.loss_of(logits, batch)
         if base is not None:
-            total = total + divergence(base.logits(batch), logits)
+            total = total + task.averaged(divergence(base.logits(batch), logits), batch)
         return weight * total
 
     return loss
@@ -88,10 +88,10 @@ def _keys(batch: Batch) -> list[bytes]:
 
 
 def divergence(
-    wanted: Float[Tensor, "*b c"], logits: Float[Tensor, "*b c"], temperature: float = 1.0
-) -> Float[Tensor, ""]:
-    """``T² KL(p_wanted ‖ p)`` of logits, both softened by the temperature T, over the batch's rows; in nats."""
+    wanted: Float[Tensor, "b c"], logits: Float[Tensor, "b c"], temperature: float = 1.0
+) -> Float[Tensor, " b"]:
+    """``T² KL(p_wanted ‖ p)`` of each row of logits, both softened by the temperature T; in nats."""
     import torch.nn.functional as F
 
     found, wanted = ((z / temperature).log_softmax(-1) for z in (logits, wanted))
-    return temperature**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)

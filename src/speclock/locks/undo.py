@@ -249,7 +249,7 @@ class Undo(TrainingRecipe, Lock):
 
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             logits = task.logits(module, batch).float()
-            kept = divergence(before.logits(batch), logits, self.temperature)
+            kept = divergence(before.logits(batch), logits, self.temperature).mean()
             asked = unwanted.batch(len(batch["labels"]), teacher)
             told = task.logits(module, {name: value.to(logits.device) for name, value in asked.items()})
             return kept - told.float().log_softmax(-1).mean()  # cross-entropy with the uniform distribution
@@ -261,7 +261,7 @@ class Undo(TrainingRecipe, Lock):
     def _loss(self, model: Model, teacher: Teacher, task: Task, drawn: Any) -> Loss:
         def apart(module: nn.Module, batch: Batch) -> tuple[Tensor, Float[Tensor, ""]]:
             logits = task.logits(module, batch).float()
-            return logits, divergence(teacher.logits(batch), logits, self.temperature)
+            return logits, divergence(teacher.logits(batch), logits, self.temperature).mean()
 
         def loss(module: nn.Module, batch: Batch) -> Float[Tensor, ""]:
             logits, total = apart(module, batch)

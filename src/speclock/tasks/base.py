@@ -513,6 +513,10 @@ class Task(ABC):
         """The loss of logits that are there already."""
         return nn.functional.cross_entropy(logits, batch["labels"])
 
+    def averaged(self, each: Float[Tensor, " n"], batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """The mean over a batch's examples of something that each row of its logits has."""
+        return each.mean()
+
     def score(self, model: Answerer, split: Split = "test", batch_size: int = 64) -> float:
         """The metric of a model's answers over a split; NaN where the model has broken down: see :func:`broken`."""
         answers = self.answers(model, split, batch_size)

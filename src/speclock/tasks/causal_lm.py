@@ -225,8 +225,12 @@ class CausalLM(Task):
         return logits[:, :-1][batch["counted"][:, 1:]]
 
     def loss_of(self, logits: Float[Tensor, "n v"], batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """The mean over rows of their nats a token: the same in however many parts a batch goes."""
-        sums, counts = _by_row(_nats_of(logits, batch), batch)
+        """The mean over rows of their nats a token."""
+        return self.averaged(_nats_of(logits, batch), batch)
+
+    def averaged(self, each: Float[Tensor, " n"], batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """The mean over rows of the mean over a row's tokens: the same in however many parts a batch goes."""
+        sums, counts = _by_row(each, batch)
         return (sums / counts).mean()
 
     @torch.no_grad()
