@@ -32,15 +32,22 @@ def percent(value: Any, digits: int = 1) -> str:
     return NONE if number is None else f"{100 * number:.{digits}f}%"
 
 
-def points(value: float) -> str:
-    """A difference of two percentages, with its sign.
+def points(value: float, metric: Any = "accuracy") -> str:
+    """A difference of two scores, with its sign, in the unit of their metric: see :func:`unit`.
 
-    >>> points(-0.0081), points(0.00001)
-    ('−0.8 points', '±0.0 points')
+    >>> points(-0.0081), points(0.00001), points(-0.0081, "likelihood")
+    ('−0.8 points', '±0.0 points', "−0.8% of a byte's likelihood")
     """
     size = f"{abs(100 * value):.1f}"
     sign = "±" if size == "0.0" else "−" if value < 0 else "+"
-    return f"{sign}{size} points"
+    return f"{sign}{size}{unit(metric)}"
+
+
+def unit(metric: Any) -> str:
+    """What a hundredth of a score is called: a point, but for a byte's likelihood, of which one means as much as five
+    points of an accuracy.
+    """
+    return "% of a byte's likelihood" if metric == "likelihood" else " points"
 
 
 def more_or_less(value: float) -> str:

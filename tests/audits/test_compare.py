@@ -126,5 +126,12 @@ def test_the_headline_names_the_lock_that_leaves_least_and_the_one_that_leaves_m
         "utility, with 1 flag; falls leaves the attacker 90% (10% to 40%) of the 40 points that the weights are "
         "worth, at −1.0 points of utility, with 1 flag."
     )
+    writers = {"one": audited(uplift=0.9, worth=0.031)}
+    writers["one"].retain_task["metric"] = writers["one"].attack_task["metric"] = "likelihood"
+    assert compare(writers, {}).headline == (
+        "one leaves the attacker 90% (10% to 40%) of the 3.1% of a byte's likelihood that the weights are worth, at "
+        "−1.0% of a byte's likelihood, with 1 flag."
+    )
+    assert compare(writers, {}).locks[0].utility_interval is None, "of a single passage there is none"
     nothing = {"lock": audited(uplift=None)}
     assert "leaves the attacker." in compare(nothing, {}).headline

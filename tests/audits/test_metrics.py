@@ -710,6 +710,16 @@ def test_a_likelihood_is_judged_by_its_own_measure() -> None:
     )
 
 
+def test_what_a_lock_costs_a_language_model_is_not_called_points() -> None:
+    task = {**record([]).retain_task, "metric": "likelihood", "chance": 1 / 256}
+    row = {"score_base": 0.55, "score_locked": 0.54, "interval_change": None}
+    known = {**row, "perplexity_base": 10.0, "perplexity_locked": 10.76}
+    for cost, perplexity in ((known, " (perplexity +7.6%)"), (row, "")):
+        made = record(sound(), utility=(0.55, 0.54), retain_task=task, cost={"test split": cost})
+        assert verdict(made).startswith(f"The lock costs 1.0% of a byte's likelihood{perplexity} and ")
+        assert "points" not in verdict(made)
+
+
 def test_no_verdict_on_the_lock_where_there_is_nothing_to_protect() -> None:
     made = PLANTED["nothing_to_protect"]
     assert made.summary["floor_by"] == "public"

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from speclock import models
+from speclock import models, tasks
+from speclock.audits.cost import cost
 from speclock.audits.tune import Trial
 from speclock.cli import COMMANDS, main
 from speclock.models import Model
@@ -347,6 +349,30 @@ def test_tune_says_what_a_lock_of_a_language_model_costs(
     assert "On the test split, by which nothing was chosen" in capsys.readouterr().out
     cost = json.loads((tmp_path / "out" / "tune.json").read_text())["cost"]["test split"]
     assert cost["perplexity_base"] == pytest.approx(cost["perplexity_locked"])
+
+
+def test_lock_says_what_it_costs_a_language_model(
+    writer: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Say {i}: ", "completion": "ab" * (i % 3 + 1)} for i in range(60)]
+    (tmp_path / "retain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task, base = tasks.load(str(tmp_path / "retain.jsonl")), writer.copy()
+    train(base, task, TrainingRecipe(optimizer="adamw", lr=1e-2, batch_size=8, steps=12))
+    models.save(base, tmp_path / "base")
+    asked = ["lock", tmp_path / "base", "--task", tmp_path / "retain.jsonl", "--out", tmp_path / "locked"]
+    asked += ["--steps", 4, "--lr", 1e-2, "--alpha", 0.5, "--batch-size", 8, "--max-utility-drop", 1]
+    assert main([str(word) for word in asked]) == 0
+    said = capsys.readouterr().out
+    found = re.search(
+        r"[−+][\d.]+% of a byte's likelihood \(perplexity ([−+][\d.]+)%\) on the test split", said
+    )
+    assert found, said
+    assert "guarded to 100% of a byte's likelihood" in said
+    locked = models.load(tmp_path / "locked", kind="causal-lm")
+    row = cost(base, locked, task)["test split"]
+    change = 100 * (row["perplexity_locked"] / row["perplexity_base"] - 1)
+    assert abs(change) > 1
+    assert float(found[1].replace("−", "-")) == pytest.approx(change, abs=0.1)
 
 
 def bad(tmp: Path, base: Path) -> dict[str, tuple[list[Any], str]]:

@@ -462,6 +462,27 @@ def test_what_the_lock_costs_has_the_paired_interval_of_the_change(small: Record
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_language_model_is_told_of_in_a_bytes_likelihood_and_perplexity(small: Record) -> None:
+    """A hundredth of it is what five points of an accuracy are, so it is not called a point."""
+    for task in (small.retain_task, small.attack_task):
+        task["metric"] = "likelihood"
+    small.summary |= {"utility_base": 0.55, "utility_locked": 0.54, "worth": 0.031, "utility_bound": 0.02}
+    row = {"examples": 185, "score_base": 0.55, "score_locked": 0.54, "interval_change": [-0.012, -0.008]}
+    row |= {"perplexity_base": 10.0, "perplexity_locked": 10.76, "interval_perplexity": None}
+    small.cost = {"test split": row}
+    page = render(small)
+    figures = text_of(section(page, "figures"))
+    assert "55.0% → 54.0%" in figures
+    assert "−1.0% of a byte's likelihood (perplexity +7.6%)" in figures
+    assert "Worth +3.1 % of a byte's likelihood" in figures
+    assert "points" not in figures
+    cost = text_of(section(page, "cost"))
+    assert "change of a byte's likelihood, 95% interval" in cost
+    assert "−1.0% −1.2% to −0.8%" in cost
+    assert "2.0% of a byte's likelihood" in text_of(section(page, "strongest"))
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_an_extended_budget_is_said(small: Record) -> None:
     assert "extended" not in text_of(section(render(small), "verdict"))
     small.suite["budget"] = 128

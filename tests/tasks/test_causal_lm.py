@@ -130,6 +130,7 @@ def test_what_is_written_ends_with_the_models_context(writer: Model, rows: Write
     assert isinstance(task, CausalLM)
     assert 64 - 40 < max(task.lengths(task.test, brief)) <= 64
     assert len(task.samples(brief)) == len(task.test) == 2
+    assert task.perplexity(task.score(brief), brief) > 1
 
 
 def test_a_prompt_begins_as_a_text_does_unless_it_says_how(writer: Model, rows: Write) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from speclock.audits.record import TARGETS, Record
 from speclock.errors import InputError
 from speclock.locks.base import SpectralLock
-from speclock.numbers import percent, points
+from speclock.numbers import percent, points, unit
+from speclock.tasks.base import is_proportion
 from speclock.workspace import write_text
 
 FORMAT = "speclock-compare/2"
@@ -41,8 +42,8 @@ class Row:
     """Steps that its finalists had; more than the suite's where the audit extended them."""
     utility_base: float
     utility_locked: float
-    utility_interval: tuple[float, float]
-    """95%, over the retain task's test split."""
+    utility_interval: _Bounds
+    """95%, over the retain task's test split; None where a single passage is tested."""
     best: dict[str, float | None]
     """Best test score of the attacker on each target."""
     best_interval: dict[str, _Bounds]
@@ -106,6 +107,7 @@ class Comparison:
         def share(uplift: float | None) -> str:
             return percent(max(0.0, uplift or 0.0), 0)
 
+        worth, utility = self.attack_task["metric"], self.retain_task["metric"]
         judged = sorted((row for row in self.locks if row.judged), key=lambda row: row.uplift or 0.0)
         if not judged:
             return "What each lock costs, and what it leaves the attacker."
@@ -113,8 +115,9 @@ class Comparison:
         said = [
             f"{row.name} leaves the attacker {share(row.uplift)}"
             + (f" ({' to '.join(map(share, row.uplift_interval))})" if row.uplift_interval else "")
-            + f" of the {100 * (row.worth or 0.0):.0f} points that the weights are worth, at "
-            + f"{points(row.utility_locked - row.utility_base)} of utility, with {_counted(row.flags)}"
+            + f" of the {100 * (row.worth or 0.0):.{0 if is_proportion(worth) else 1}f}{unit(worth)} that the weights "
+            + f"are worth, at {points(row.utility_locked - row.utility_base, utility)}"
+            + f"{' of utility' if is_proportion(utility) else ''}, with {_counted(row.flags)}"
             for row in ends
         ]
         return "; ".join(said) + "."
@@ -196,9 +199,7 @@ def _row(name: str, record: Record) -> Row:
         unit=card.get("unit", "mean top σ"),
         uplift_informed=summary.get("uplift_informed"),
         budget=record.suite["budget"],
-        # Records of before are all of accuracies.
-        utility_interval=intervals.get("utility_locked")
-        or proportion(summary["utility_locked"], record.retain_task["test"]),
+        utility_interval=intervals.get("utility_locked") or _of_before(record),
         # Records of before have no score of the model as it is released.
         best={target: summary.get(f"best_{target}") for target in TARGETS},
         best_interval={target: intervals.get(f"best_{target}") for target in TARGETS},
@@ -209,6 +210,13 @@ def _row(name: str, record: Record) -> Row:
         epochs_worth=card.get("epochs_worth"),
         **{key: summary[key] for key in same},
     )
+
+
+def _of_before(record: Record) -> _Bounds:
+    """Utility's interval where the record does not say it: those of before are all of accuracies."""
+    if not is_proportion(record.retain_task["metric"]):
+        return None
+    return proportion(record.summary["utility_locked"], record.retain_task["test"])
 
 
 def proportion(p: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from speclock.audits.intervals import Reached, mean_interval, slowdown_interval, uplift_interval
 from speclock.audits.record import FLOOR, TARGETS, Record, RunRecord
 from speclock.audits.search import SEARCH_EXAMPLES, untaught, visible
-from speclock.numbers import percent, significant
+from speclock.numbers import more_or_less, percent, significant, unit
 from speclock.tasks.base import NO_ANSWER, NOTABLE, is_proportion
 
 if TYPE_CHECKING:
@@ -505,19 +505,31 @@ def at_target(record: Record) -> int | None:
 def _price(record: Record) -> str:
     """Utility lost on the test split, and on inputs a little off it, where that is more and is sure."""
     lost = record.summary["utility_base"] - record.summary["utility_locked"]
-    price = (
-        f"The lock costs {100 * lost:.1f} points of utility" if lost > 0.0005 else "The lock costs no utility"
-    )
+    if lost <= 0.0005:
+        price = "The lock costs no utility"
+    elif is_proportion(record.retain_task["metric"]):
+        price = f"The lock costs {100 * lost:.1f} points of utility"
+    else:
+        price = (
+            f"The lock costs {100 * lost:.1f}{unit(record.retain_task['metric'])}{perplexity_change(record)}"
+        )
     shifted = {
         kind: row["score_base"] - row["score_locked"]
         for kind, row in record.cost.items()
         # Audits of before say no interval.
-        if kind != "test split" and row.get("interval_change", (0, 0))[1] < 0
+        if kind != "test split" and (row.get("interval_change") or (0, 0))[1] < 0
     }
     worst = max(shifted, key=lambda kind: shifted[kind], default=None)
     if worst is None or shifted[worst] <= max(lost, 0.0005):
         return price
     return f"{price} on the test split ({100 * shifted[worst]:.1f} on {_SHIFTED[worst]})"
+
+
+def perplexity_change(record: Record) -> str:
+    """By how much the lock raises a language model's perplexity, in brackets; nothing where no perplexity is known."""
+    row = record.cost.get("test split", {})
+    base, locked = row.get("perplexity_base"), row.get("perplexity_locked")
+    return f" (perplexity {more_or_less(locked / base - 1)})" if base and locked else ""
 
 
 _SHIFTED = {

@@ -20,10 +20,13 @@ from speclock.cli.options import (
     typed,
 )
 from speclock.locks import LOCKS
+from speclock.numbers import more_or_less, points, unit
 
 if TYPE_CHECKING:
     from speclock.locks.base import Lock
     from speclock.locks.composition import Composition
+    from speclock.models import Model
+    from speclock.tasks.base import Task
 
 
 @click.command("lock", cls=Command)
@@ -93,10 +96,11 @@ def command(
         parts[0]["curve"][0][1],
         {step: score for step, score, _ in parts[-1]["curve"]}[parts[-1]["chosen_step"]],
     ]
-    allowed = parts[-1]["config"]["max_utility_drop"]
+    allowed, utility = parts[-1]["config"]["max_utility_drop"], (card["utility_base"], card["utility_locked"])
     click.echo(
-        f"{out}: utility {card['utility_base']:.1%} → {card['utility_locked']:.1%} on the test split "
-        f"(validation, which is guarded to {100 * allowed:g} points: {guarded[0]:.1%} → {guarded[1]:.1%}); "
+        f"{out}: utility {utility[0]:.1%} → {utility[1]:.1%}{_paid(retain, base, *utility)} on the test split "
+        f"(validation, which is guarded to {100 * allowed:g}{unit(retain.metric)}: "
+        f"{guarded[0]:.1%} → {guarded[1]:.1%}); "
         + "; ".join(
             f"{part['lock']}: {part['unit']} {part['strength_base']:.3g} → {part['strength_locked']:.3g} "
             f"(state after step {part['chosen_step']} of {part['steps']})"
@@ -112,6 +116,17 @@ def command(
                 f"{' The run diverged; lower --lr.' if part['status'] == 'diverged' else ''}",
                 err=True,
             )
+
+
+def _paid(retain: Task, model: Model, base: float, locked: float) -> str:
+    """What of a language model's score is lost, in the words of those who use one; of others the two scores say it."""
+    from speclock.tasks.base import is_proportion
+    from speclock.tasks.causal_lm import CausalLM
+
+    if not isinstance(retain, CausalLM) or is_proportion(retain.metric):
+        return ""
+    dearer = retain.perplexity(locked, model) / retain.perplexity(base, model) - 1
+    return f", {points(locked - base, retain.metric)} (perplexity {more_or_less(dearer)})"
 
 
 def _fields(lock: Lock | Composition) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from speclock.cli.options import (
     reading_options,
 )
 from speclock.locks import LOCKS
+from speclock.numbers import unit
 
 
 @click.command("tune", cls=Command)
@@ -158,16 +159,20 @@ def command(
     if found["command"]:
         click.echo(f"{out / 'locked'} is that lock as it was audited; made again, its noise is another.")
         if found.get("cost"):  # a search of before does not say
-            click.echo(_paid(found["cost"]["test split"], max_utility_drop))
+            click.echo(_paid(found["cost"]["test split"], found["retain_task"]["metric"], max_utility_drop))
     click.echo(f"{out / 'frontier.svg'}")
 
 
-def _paid(row: dict[str, Any], allowed: float) -> str:
+def _paid(row: dict[str, Any], metric: str, allowed: float) -> str:
     """What the chosen lock costs, and whether that is more than was allowed."""
+    base, locked = row["score_base"], row["score_locked"]
+    said = f"On the test split, by which nothing was chosen: utility {base:.1%} → {locked:.1%}"
+    if row["interval_change"] is None:
+        return f"{said} (of a single example)."
     low, high = row["interval_change"]
-    said = (
-        f"On the test split, by which nothing was chosen: utility {row['score_base']:.1%} → {row['score_locked']:.1%} "
-        f"(the change is {100 * low:+.1f} to {100 * high:+.1f} points with 95% confidence, {row['examples']} examples)"
+    said += (
+        f" (the change is {100 * low:+.1f} to {100 * high:+.1f}{unit(metric)} with 95% confidence, "
+        f"{row['examples']} examples)"
     )
     if high < -allowed:
         return (

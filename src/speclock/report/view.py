@@ -6,13 +6,14 @@ from collections import Counter
 from typing import Any
 
 from speclock import numbers
-from speclock.audits.metrics import at_target
+from speclock.audits.metrics import at_target, perplexity_change
 from speclock.audits.record import FLOOR, Record, RunRecord
 from speclock.numbers import finite
 from speclock.report import plots
 from speclock.report import runs as _runs
 from speclock.report.plots.scores import WORDS, floor_words
 from speclock.report.runs import ORDER
+from speclock.tasks.base import is_proportion
 
 FIGURES = (plots.best_scores, plots.score_curves, plots.rate_map, plots.sigmas, plots.lock_curve)
 
@@ -30,7 +31,9 @@ def view(record: Record) -> dict[str, Any]:
         "budget": _budget(record),
         "void": any(flag.name == "nothing_to_protect" for flag in record.flags),
         "floor_words": floor_words(record) if finite(summary.get("floor")) is not None else "",
-        "utility_change": _utility_change(summary),
+        "utility_change": _utility_change(record),
+        "worth_unit": numbers.unit(record.attack_task.get("metric")),
+        "likelihood": record.retain_task.get("metric") == "likelihood",
         "slowdown": _slowdown(summary),
         "at_target": at_target(record),
         "lost": _lost(runs),
@@ -67,9 +70,14 @@ def _budget(record: Record) -> dict[str, Any]:
     return {"steps": steps, "budget": budget or steps, "extended": bool(budget and steps and budget != steps)}
 
 
-def _utility_change(summary: dict[str, Any]) -> str:
-    before, after = finite(summary.get("utility_base")), finite(summary.get("utility_locked"))
-    return "" if before is None or after is None else numbers.points(after - before)
+def _utility_change(record: Record) -> str:
+    before, after = (finite(record.summary.get(f"utility_{name}")) for name in ("base", "locked"))
+    if before is None or after is None:
+        return ""
+    metric = record.retain_task.get("metric")
+    return numbers.points(after - before, metric) + (
+        "" if is_proportion(str(metric)) else perplexity_change(record)
+    )
 
 
 def _slowdown(summary: dict[str, Any]) -> list[dict[str, Any]]:

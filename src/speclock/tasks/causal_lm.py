@@ -270,6 +270,12 @@ class CausalLM(Task):
         nats, _ = self.nats(model, self.rows(examples), min(batch_size, _AT_ONCE))
         return answers_of(nats, examples.labels), np.exp(-np.nan_to_num(nats / examples.labels, nan=np.inf))
 
+    def perplexity(self, likelihood: float, encoder: Encoder) -> float:
+        """The perplexity of a token of the test split that goes with this likelihood of a byte of it."""
+        rows = self.tokenised([row._replace(ended=False) for row in self.rows(self.test)], encoder)
+        bytes_a_token = int(self.test.labels.sum()) / sum(len(ids) - before for ids, before in rows)
+        return float(likelihood**-bytes_a_token)
+
     def measure(self, answers: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
         """The likelihood of a byte over all rows; a row without an answer counts as bytes drawn at random."""
         each = np.where(answers == NO_ANSWER, _GUESS, answers)

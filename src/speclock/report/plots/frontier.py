@@ -26,7 +26,8 @@ def trade_off(comparison: Comparison, *, narrow: bool = False) -> Drawing | None
     for row in rows:
         x, y = row.utility_locked, row.uplift or 0.0
         axes.plot(x, y, "o", ms=8, color=COLORS["locked"], zorder=3)
-        axes.plot(row.utility_interval, (y, y), color=COLORS["locked"], lw=1.4, alpha=0.7)
+        if row.utility_interval:
+            axes.plot(row.utility_interval, (y, y), color=COLORS["locked"], lw=1.4, alpha=0.7)
         if row.uplift_interval:
             axes.plot((x, x), row.uplift_interval, color=COLORS["locked"], lw=1.4, alpha=0.7)
         axes.annotate(
