@@ -225,6 +225,17 @@ def test_a_perplexity_s_interval_covers_the_change_of_all_passages() -> None:
     assert perplexity_interval(np.array([1.0]), np.array([np.nan]), np.array([3])) is None
 
 
+def test_a_single_example_has_no_interval() -> None:
+    """Drawn again it is itself each time: the ends would lie on each other."""
+    one, other, length = np.array([[7000]]), np.array([[6900]]), np.array([200])
+    assert mean_interval(one, length, likelihood, proportion=False) is None
+    assert mean_interval(np.array([[1]]), np.array([1]), accuracy) is None
+    assert change_interval(one[0], other[0], length, likelihood, proportion=False) is None
+    assert perplexity_interval(np.array([9.0]), np.array([9.5]), np.array([3])) is None
+    answers = {"locked": one, "base": other, "floor": np.array([[9000]])}
+    assert uplift_interval(answers, length, likelihood) is None
+
+
 # -- slowdown --------------------------------------------------------------------------------------------
 
 

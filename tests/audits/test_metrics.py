@@ -710,6 +710,18 @@ def test_a_likelihood_is_judged_by_its_own_measure() -> None:
     )
 
 
+def test_a_handful_of_passages_is_a_small_test_split() -> None:
+    """They may all be alike, which makes their interval narrow and says nothing of others."""
+    task = {**record([]).attack_task, "metric": "likelihood", "chance": 1 / 256, "test": 12}
+    few = record(sound(), attack_task=task)
+    assert "small_test_split" in names(few)
+    assert "12 test examples of t do not say how passages differ; it takes 100" in [
+        flag.why for flag in few.flags
+    ]
+    enough = record(sound(), attack_task={**task, "test": 100})
+    assert not [flag.why for flag in enough.flags if "it takes 100" in flag.why]
+
+
 def test_what_a_lock_costs_a_language_model_is_not_called_points() -> None:
     task = {**record([]).retain_task, "metric": "likelihood", "chance": 1 / 256}
     row = {"score_base": 0.55, "score_locked": 0.54, "interval_change": None}

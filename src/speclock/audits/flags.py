@@ -29,6 +29,8 @@ from speclock.tasks.base import LEAST_VISIBLE, NOTABLE, is_proportion
 
 Raises = Callable[[Record], str | None]
 
+ENOUGH_PASSAGES = 100
+"""Test examples from which the interval of a likelihood is believed: fewer may all be alike by chance."""
 NO_TOKENIZER = hashlib.sha256(b"null").hexdigest()
 """What an identity has for the tokenizer of a model that has none (:mod:`speclock.models.fingerprints`)."""
 
@@ -494,6 +496,8 @@ def small_test_split(record: Record) -> str | None:
     intervals = record.summary["intervals"]
     for task, which in ((record.attack_task, "best_base"), (record.retain_task, "utility_locked")):
         n = task["test"]
+        if task["metric"] == "likelihood" and n < ENOUGH_PASSAGES:
+            return f"{n} test examples of {task['name']} do not say how passages differ; it takes {ENOUGH_PASSAGES}"
         # Half the width of a 95% interval: of a proportion near one half, of an F1's positives, or as it was seen.
         half = 0.98 / (n / 2 if task["metric"] == "f1" else n) ** 0.5
         if task["metric"] == "likelihood":

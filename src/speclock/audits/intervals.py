@@ -13,6 +13,8 @@ already; w is the mean of the other targets' v, which counts as one more degree 
 2004]. Of a single target τ² ~ (S − 1)·v / χ²_{S−1}, Student's t with S − 1 degrees. Seeds of different targets are
 taken to be independent; one that has one seed has no noise between seeds that could be told, and gets none.
 
+A single example has no interval: drawn again it is the same one every time.
+
 The simulation in ``tests/audits/test_intervals.py`` says what the intervals cover.
 """
 
@@ -55,7 +57,7 @@ def uplift_interval(
     (0.5, 0.5)
     """
     rows = [np.asarray(answers[name]) for name in ("locked", "base", "floor")]
-    if any(len(of_target) == 0 for of_target in rows):
+    if len(truth) < 2 or any(len(of_target) == 0 for of_target in rows):
         return None
     values = [_per_example(of_target, truth, measure) for of_target in rows]
     if values[1].mean() <= values[2].mean():
@@ -79,14 +81,14 @@ def mean_interval(
     draws: int = DRAWS,
     level: float = 0.95,
 ) -> tuple[float, float] | None:
-    """Interval of a target's mean score, within [0, 1]; None without a single row of answers.
+    """Interval of a target's mean score, within [0, 1]; None without a single row of answers, or of a single example.
 
     Of a ``proportion`` (an accuracy, an F1) one example of value 0 and one of value 1 are thought in addition, so that
     a run without a mistake does not get an interval without a width, as resampling alone would give it. A likelihood
     is none: no passage lies anywhere near those ends.
     """
     rows = np.asarray(answers)
-    if len(rows) == 0:
+    if len(rows) == 0 or len(truth) < 2:
         return None
     values = _per_example(rows, truth, measure)
     if proportion:
@@ -104,8 +106,9 @@ def change_interval(
     proportion: bool = True,
     draws: int = DRAWS,
     level: float = 0.95,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Interval of how much better one model's answers are than another's to the same examples, negative for worse.
+    None of a single example.
 
     Examples on which the two do alike say nothing, so it is narrower than either score's own. Of a ``proportion`` two
     more are thought on which one is right and the other wrong, one each way, as in :func:`mean_interval`.
@@ -115,6 +118,8 @@ def change_interval(
     >>> -0.005 < low < 0 < high < 0.005
     True
     """
+    if len(truth) < 2:
+        return None
     values = _per_example(np.stack([before, after]), truth, measure)
     ends = ((1, 0), (0, 1)) if proportion else ((), ())
     padded = [np.hstack([of[None], np.array([more])]) for of, more in zip(values, ends, strict=True)]
@@ -132,11 +137,12 @@ def perplexity_interval(
 ) -> tuple[float, float] | None:
     """Interval of by how much a model's perplexity is above another's, as a share of it: 0.02 is two percent.
 
-    ``before`` and ``after`` are nats of the same rows, drawn as pairs. None where one is not finite.
+    ``before`` and ``after`` are nats of the same rows, drawn as pairs. None of a single row, or where one is not
+    finite.
     """
-    if not (np.isfinite(before).all() and np.isfinite(after).all()):
-        return None
     n = len(tokens)
+    if n < 2 or not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return None
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
     return _ends(np.expm1((drawn @ (after - before)) / (drawn @ tokens)), level)
 
@@ -208,7 +214,7 @@ def _per_example(
         whole = measure(row, truth)
         kinds = row * (truth.max() + 1) + truth
         _, first, which = np.unique(kinds, return_index=True, return_inverse=True)
-        without = [measure(np.delete(row, i), np.delete(truth, i)) if n > 1 else whole for i in first]
+        without = [measure(np.delete(row, i), np.delete(truth, i)) for i in first]
         pseudo = (n * whole - (n - 1) * np.array(without))[which]
         out[:] = pseudo - pseudo.mean() + whole
     return values

@@ -456,13 +456,14 @@ class _Place:
         for lock in ("", *self.every_lock):
             cards = [made.card for made in self.made(lock)] if lock else []
             answers = [self.retain.answers(model) for model in self.models(lock)] if lock else [before]
-            changes = [
+            changed = [
                 change_interval(
                     before, after, truth, self.retain.measure, proportion=is_proportion(self.retain.metric)
                 )
                 for after in answers
                 if lock
             ]
+            changes = [change for change in changed if change is not None]
             yield row(
                 [self.retain.measured(each) for each in answers],
                 examples=len(truth),
