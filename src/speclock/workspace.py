@@ -197,13 +197,29 @@ class Workspace:
 def _check_same(kept: dict[str, Any], asked: dict[str, Any], folder: Path, resume: bool) -> None:
     if not resume:
         raise InputError(f"{folder} holds an unfinished run. Add --resume to go on with it, or delete it.")
-    differ = [key for key in {**kept, **asked} if kept.get(key) != asked.get(key)]
-    if differ:
-        key = differ[0]
+    if differ := _difference(kept, asked):
+        name, was, now = differ
         raise InputError(
-            f"{folder} was begun with {key}={kept.get(key)!r}, and this run asks for {asked.get(key)!r}. "
+            f"{folder} was begun with {name}={was!r}, and this run asks for {now!r}. "
             f"Ask for the same, or delete it to start anew."
         )
+
+
+def _difference(kept: Any, asked: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The innermost place at which two requests first differ, and what each has there; what is not there is None.
+
+    >>> _difference({"lock": "undo", "settings": [1, {"lr": 1}]}, {"lock": "undo", "settings": [1, {"lr": 2}]})
+    ('settings.1.lr', 1, 2)
+    """
+    if isinstance(kept, list) and isinstance(asked, list) and len(kept) == len(asked):
+        kept, asked = dict(enumerate(kept)), dict(enumerate(asked))
+    if not (isinstance(kept, dict) and isinstance(asked, dict)):
+        return None if kept == asked else (name, kept, asked)
+    places = (
+        _difference(kept.get(key), asked.get(key), f"{name}.{key}" if name else str(key))
+        for key in {**kept, **asked}
+    )
+    return next(filter(None, places), None)
 
 
 @contextlib.contextmanager

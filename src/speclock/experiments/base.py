@@ -121,7 +121,7 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False, jobs: i
             return record
     out.mkdir(parents=True, exist_ok=True)
     # One row is not made of halves that other rules made.
-    made_by = {**request, "torch": environment()["torch"]}
+    made_by = {**_given(request), "torch": environment()["torch"]}
     with Workspace(out / name, made_by, record=target.name, resume=resume) as work:
         growing, seconds, peak = experiment.growing(work.folder, jobs), 0.0, 0.0
         while True:
