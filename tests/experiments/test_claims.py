@@ -437,7 +437,8 @@ def classes(**scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
             (f"{PART}, in 1 of 3 runs", HOLDS, f"{FALLS}:"),
         ),
         # The class came back for the price of the others.
-        ({"locked_relearned": [(1.0, 0.0)] * 3}, (HOLDS, HOLDS, f"{HOLDS}, by collapse alone")),
+        ({"locked_relearned": [(1.0, 0.0)] * 3}, (HOLDS, HOLDS, f"{UNTOLD}, by collapse alone")),
+        ({"locked_relearned": [(0.1, 0.0)] * 3}, (HOLDS, HOLDS, f"{HOLDS}, by collapse alone")),
         ({"unlearned_relearned": [(1.0, 0.0)] * 3}, (FALLS, HOLDS, SILENT)),
         ({"unlearned_relearned": [(0.02, 0.8)] * 3}, (FALLS, HOLDS, SILENT)),
         ({"unlearned_relearned": []}, (FALLS, HOLDS, SILENT)),
@@ -452,8 +453,8 @@ def test_a_relearning_is_judged_by_what_it_leaves_of_the_other_classes(
     said = claims[2].printed
     if diverged := 3 - len(scores.get("locked_relearned", [0] * 3)):
         assert ("all of 3 diverged" if diverged == 3 else f"{diverged} of 3 diverged") in said
-    collapsed = scores.get("locked_relearned", [(0, 0.76)])[:1] == [(1.0, 0.0)]
-    assert ("3 of 3 collapsed" in said) == collapsed
+    collapsed = scores.get("locked_relearned", [(0, 0.76)])[:1] in ([(1.0, 0.0)], [(0.1, 0.0)])
+    assert ("3 of 3 collapsed (at most 1" in said) == collapsed
 
 
 @pytest.mark.parametrize(
@@ -462,7 +463,8 @@ def test_a_relearning_is_judged_by_what_it_leaves_of_the_other_classes(
         ((0.0, 0.76), (0.64, 0.76), FALLS),
         ((0.0, 0.76), (0.1, 0.76), HOLDS),
         ((0.0, 0.76), (0.3, 0.76), PART),
-        ((0.0, 0.76), (0.9, 0.2), f"{HOLDS}, by collapse alone"),
+        ((0.0, 0.76), (0.41, 0.2), f"{UNTOLD}, by collapse alone"),
+        ((0.0, 0.76), (0.1, 0.2), f"{HOLDS}, by collapse alone"),
         ((0.0, 0.3), (0.1, 0.3), f"{SILENT}, the lock ruined the other classes"),
     ],
 )

@@ -225,7 +225,10 @@ def _audits(rows: list[dict[str, Any]]) -> Iterator[str]:
     for row in found:
         name = ", ".join(each for each in (_lock(row), row["column"], row.get("model")) if each)
         lines.append(f"| {name} | {row['verdict']} | {', '.join(row['flags']) or NONE} |")
-    what = "of the first draw of each lock, by what its weights are worth beyond the floor"
+    what = (
+        "of the first draw of each lock, by what its weights are worth beyond the floor; where a verdict above says "
+        "that this cannot be told from noise, or that training alone is judged, its shares mean nothing"
+    )
     yield f"**What the audits say**, {what}\n\n" + "\n".join(lines)
 
 

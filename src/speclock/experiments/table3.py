@@ -25,6 +25,7 @@ from speclock.experiments.claims import (
     NEAR,
     PART,
     SILENT,
+    UNTOLD,
     Claim,
     Finding,
     curvature,
@@ -444,6 +445,12 @@ class _Classes:
         bar = {seed: min(unlearned[seed], before[seed]) - KEPT for seed in after}
         return {seed: score for score, seed in pairs if after[seed] >= bar[seed]}
 
+    def collapsed(self, model: str) -> dict[int, float]:
+        """The class's accuracy under each seed that :meth:`relearnt` leaves out."""
+        found, kept = self.of[f"{model}, relearned", self.label], self.relearnt(model)
+        pairs = zip(found["seeds"], found["ended"], strict=False)
+        return {seed: score for score, seed in pairs if seed not in kept}
+
     @property
     def returned(self) -> dict[int, float]:
         """What a locked model must come to, under each seed under which the class came back to the unlocked one: to
@@ -483,7 +490,8 @@ class _Classes:
             f"{percent(fmean(scores))}{spread(scores)} of {found['examples']} images, " if scores else ""
         )
         left = percent(fmean(self.rest(f"{model}, relearned").values()))
-        ruined = f"{collapsed} of {found['runs']} collapsed (the others {left} on average)"
+        best = percent(max(self.collapsed(model).values()))
+        ruined = f"{collapsed} of {found['runs']} collapsed (at most {best}, the others {left} on average)"
         return f"{counted}{ruined}{diverged_of(found)}"
 
 
@@ -516,7 +524,9 @@ def _kept_out(read: _Classes) -> str:
         # An attacker takes the best of his models.
         return FALLS if through == len(read.returned) else f"{FALLS} in {through} of {read.runs} runs"
     if not again:
-        return f"{HOLDS}, by collapse alone"
+        # What came back at the price of the other classes may come back at a lower one.
+        away = max(read.collapsed("locked").values()) <= AWAY
+        return f"{HOLDS if away else UNTOLD}, by collapse alone"
     if max(again.values()) > AWAY:
         return PART
     return HOLDS + (f", by collapse or divergence in {bad} of {read.runs}" if bad else "")
