@@ -80,7 +80,7 @@ class Table1Image(Locking):
             "retain": "mnist@600/100/100",
             "training": {"optimizer": "adam", "lr": 1e-3, "batch_size": 32, "steps": 60},
             "lock": f"{LOCK},steps=6{UNGUARDED}",
-            "our_locks": (f"{UNDO},steps=6,evaluations=1",),
+            "our_locks": (f"{UNDO},steps=6{UNGUARDED}",),
             "others": (Other(column="KMNIST", task="kmnist@40/40/40", base=0.80, locked=0.10),),
             "attacks": (ADAMW,),
             "epochs": 2,
