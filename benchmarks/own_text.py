@@ -3,7 +3,7 @@
 python benchmarks/own_text.py OUT [--prompts 1800] [--tokens 128]
 
 `OUT/answers.jsonl` has general questions (those of the task qnli) with SmolLM2's own answers, the likeliest token each
-time: a lock that keeps these keeps what the model does. Answers that have no end after so many tokens (a third) are
+time: a lock that keeps these keeps what the model does. Answers that have no end after so many tokens are
 left out: what was broken off is no answer of its. `OUT/reference.txt` is Python's reference manual as every Python has
 it, in place of the text that you would not have a model tuned on. Each file is there whole or not at all.
 """

@@ -17,7 +17,7 @@ from speclock.experiments.base import SCALES, Row, made_otherwise, reproduce, ro
 from speclock.experiments.claims import name_of
 from speclock.experiments.figure2 import ARCHITECTURES, Figure2
 from speclock.experiments.figure4 import Figure4
-from speclock.experiments.locking import Locking
+from speclock.experiments.locking import UNGUARDED, Locking
 from speclock.experiments.page import _of_the_weights, page
 from speclock.experiments.prediction import RATE, SLOWDOWN, calibrations_in
 from speclock.experiments.table1_image import LOCK, Table1Image
@@ -240,6 +240,18 @@ def test_an_image_table_has_its_four_blocks(all_made: Path) -> None:
         assert r["floor_by"] in ("scratch", "classical")
         assert 0 <= r["floor"] <= 1
     assert {r["lock"] for r in rows if r["block"] == "curvature"} == {"", *Table1Image.at("smoke").all_locks}
+    # The head that reads digits is kept, and knows nothing of these.
+    assert all(0 <= r["as_it_is"] <= 0.5 for r in printed)
+
+
+@pytest.mark.slow
+def test_a_lock_of_ours_that_fell_back_is_not_audited(tmp_path: Path) -> None:
+    guarded = Table1Image.at("smoke").our_locks[0].removesuffix(UNGUARDED)
+    experiment = replace(Table1Image.at("smoke"), our_locks=(guarded,))
+    rows = experiment.rows(tmp_path)
+    assert {r["lock"] for r in rows if r["block"] == "searched"} == {"", experiment.lock}
+    (said,) = [c.printed for c in experiment.claims(rows) if c.claim.startswith("Not in the paper: undo")]
+    assert said.startswith("says nothing, it is the model as it was before")
 
 
 @pytest.mark.slow

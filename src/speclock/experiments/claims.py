@@ -222,21 +222,21 @@ def trained_no_more(
 def window(
     rows: Sequence[dict[str, Any]], column: str, rates: tuple[float, float], papers_steps: int | None = None
 ) -> Claim:
-    """The base learns at the printed rates between two and at no other."""
+    """The base learns, under every seed, at the printed rates between two and at no other."""
     base = [r for r in rows if r.get("column") == column and r["target"] == "base"]
     printed = [r for r in base if r["block"] == "as printed"]
     low, high = rates
-    learnt = [r["lr"] for r in printed if not _all_diverged(r) and r["measured"] > learnt_from(r)]
+    learnt = [r["lr"] for r in printed if _learns(r, "", papers_steps).verdict == HOLDS]
     meant = [r["lr"] for r in printed if low <= r["lr"] <= high]
     at = " and ".join(map(short, learnt))
     if learnt == meant:
         verdict = HOLDS
+    elif set(learnt) - set(meant):
+        verdict = f"{FALLS}, it learns at {at}"
     elif learnt:
         verdict = f"{PART}, at {at}"
     else:
         verdict = _not_in(printed[0], papers_steps)
-    if set(learnt) - set(meant):
-        verdict = f"{FALLS}, it learns at {at}"
     steps = f" in {printed[0]['steps']} steps"
     return judged(
         f"The base learns {column}{steps} from {short(low)} to {short(high)} and at no lower rate{_papers(base)}",

@@ -40,6 +40,7 @@ from speclock.locks.base import Locked
 from speclock.locks.card import read_card
 from speclock.locks.composition import lock_named
 from speclock.models import Model
+from speclock.numbers import finite
 from speclock.recipe import TrainingRecipe
 from speclock.tasks import parse
 from speclock.tasks.base import Metric, Task, is_proportion
@@ -243,8 +244,7 @@ class Locking(Experiment):
                     [r["measured"]],
                     [[max(0.0, r["measured"] - low)], [max(0.0, high - r["measured"])]],
                     fmt="o" if r["target"] == "locked" else "s",
-                    # Hollow: every run that came to its end ruined the model.
-                    mfc="none" if r.get("collapsed", 0) == r.get("runs", 1) - r.get("diverged", 0) else None,
+                    mfc="none" if _ruined(r) else None,
                     color=COLORS[r["target"]],
                     ms=5,
                     lw=1,
@@ -257,6 +257,8 @@ class Locking(Experiment):
         grid[0].set_ylabel("score on the test split")
         for name, marker in (("base", "s"), ("locked", "o")):
             grid[-1].plot([], [], marker, color=COLORS[name], label=name)
+        if any(map(_ruined, rows)):
+            grid[-1].plot([], [], "o", color=COLORS["muted"], mfc="none", label="every run collapsed")
         grid[-1].plot([], [], color=COLORS["muted"], ls=(0, (4, 2)), label="floor")
         grid[-1].legend(frameon=False, fontsize=8)
 
@@ -321,6 +323,11 @@ class SeveralModels(Experiment):
             part.draw_in(place, [found for found in rows if found["model"] == part.model])
             place.suptitle(part.model, fontsize=10)
         return figure
+
+
+def _ruined(r: Row) -> bool:
+    """Whether every run of a printed attack that came to its end collapsed: its score is then no success."""
+    return bool(r.get("collapsed")) and r["collapsed"] == r["runs"] - r["diverged"]
 
 
 def _with_own_head(model: Model, task: Task) -> Model:
@@ -518,9 +525,9 @@ class _Place:
         if not task.fits(self.base):
             return
         for i, (target, lock) in enumerate((("base", ""), ("locked", self.of.lock))):
-            model = self.locked(lock).model if lock else self.base
+            score = self.as_it_is(task, target)
             yield row(
-                [task.fitted_to(model).score(model)],
+                [task.chance if score is None else score],
                 paper=other.before and other.before[i],
                 instead=self.instead(task),
                 block="before",
@@ -605,12 +612,13 @@ class _Place:
         return self.as_they_are[key]
 
     def as_it_is(self, task: Task, target: str) -> float | None:
-        """What the model scores before any attack under the head that a printed attack keeps; None under a fresh one.
+        """What the model scores before any attack under the head that a printed attack keeps; None under a fresh one,
+        or where it has broken down.
 
         Paraphrases are told by whoever was taught other paraphrases: that is no training.
         """
         model = _with_own_head(self.attacked(target, 1), task)
-        return task.fitted_to(model).score(model) if task.fits(model) else None
+        return finite(task.fitted_to(model).score(model)) if task.fits(model) else None
 
     def _run(self, attack: Printed, target: str, task: Task, steps: int, seed: int) -> dict[str, Any]:
         """The scores that the last step leaves, as the paper takes them; of a run that diverged, chance.
