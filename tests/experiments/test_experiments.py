@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from speclock.cli import main
 from speclock.curvature import gradient_descent_steps, nesterov_steps
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
-from speclock.experiments.base import SCALES, Row, made_otherwise, reproduce, row, settings_of
+from speclock.experiments.base import SCALES, Row, each_once, made_otherwise, reproduce, row, settings_of
 from speclock.experiments.claims import name_of
 from speclock.experiments.figure2 import ARCHITECTURES, Figure2
 from speclock.experiments.figure4 import Figure4
@@ -41,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def all_made(made: Path) -> Path:
     for name in SLOW:
-        reproduce(name, "smoke", made)
+        reproduce(name, "smoke", made, jobs=2)
     return made
 
 
@@ -336,6 +338,20 @@ def test_a_page_of_the_records_that_there_are_names_those_that_there_are_not(
     assert "Not run yet: figure2, " in text
     assert [path.name for path in tmp_path.glob("*.json")] == ["figure1.json"]
     assert (tmp_path / "figure1.svg").read_text() == (made / "figure1.svg").read_text()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_each_is_made_once_in_one_process_or_several(tmp_path: Path, jobs: int) -> None:
+    files = [tmp_path / f"{i}.json" for i in range(3)]
+    files[0].write_text("0")
+    numbers = each_once(dict.fromkeys(files, os.getpid), jobs)
+    assert numbers[0] == 0, "it was there"
+    assert (os.getpid() in numbers) == (jobs == 1)
+    assert each_once(dict.fromkeys(files, os.getpid), jobs) == numbers
+    files[0].unlink()
+    files[1].unlink()
+    with pytest.raises(ZeroDivisionError):
+        each_once(dict.fromkeys(files, partial(divmod, 1, 0)), jobs)
 
 
 def test_a_row_has_its_interval() -> None:

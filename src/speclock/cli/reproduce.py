@@ -32,7 +32,7 @@ from speclock.registry import unknown
     help="With `all`: make no record; draw the figures of those that there are again, and write the page.",
 )
 @click.option(
-    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes that share an audit."
+    "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the runs."
 )
 @click.option("--resume", is_flag=True, help="Go on with a killed run; `all` always does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")

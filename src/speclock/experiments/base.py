@@ -6,10 +6,13 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from tqdm.auto import tqdm
 
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
@@ -68,8 +71,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
-        """Run it, the audits in ``jobs`` processes. What takes minutes is kept in ``kept``, from which a killed run
-        goes on."""
+        """Run it in ``jobs`` processes. What takes minutes is kept in ``kept``, from which a killed run goes on."""
 
     def growing(self, kept: Path, jobs: int = 1) -> Iterator[list[Row]]:
         """The rows so far, whenever a part that can stand by itself is finished; all of them in the end."""
@@ -96,7 +98,7 @@ def reproduce(name: str, scale: str, out: Path, *, resume: bool = False, jobs: i
     """Run an experiment and leave ``NAME.json``, ``NAME.svg`` and ``NAME.png`` in ``out``; returns the record.
 
     Of several models they are there as soon as one is finished, and the record says which are not; with ``resume`` such
-    a run goes on. ``jobs`` processes share what audits there are in it.
+    a run goes on. ``jobs`` processes share what runs and audits there are in it.
 
     Raises :class:`InputError` where ``out`` holds the record of another run.
     """
@@ -183,6 +185,25 @@ def once(file: Path, make: Callable[[], Any]) -> Any:
     if not file.exists():
         write_text(file, json.dumps(make()))
     return json.loads(file.read_text())
+
+
+def each_once(made: Mapping[Path, Callable[[], Any]], jobs: int = 1, what: str = "runs") -> list[Any]:
+    """What each gives, as :func:`once` has it; those that are missing are made in ``jobs`` processes, to which they
+    must be sent."""
+    missing = {file: make for file, make in made.items() if not file.exists()}
+    with tqdm(desc=what, total=len(made), initial=len(made) - len(missing), unit="run", disable=None) as bar:
+        if jobs == 1 or len(missing) < 2:
+            for file, make in missing.items():
+                once(file, make)
+                bar.update()
+        else:
+            from speclock.audits.workers import workers
+
+            with workers(jobs) as pool:
+                for found in as_completed([pool.submit(once, *each) for each in missing.items()]):
+                    found.result()  # a failed one ends the experiment now
+                    bar.update()
+    return [once(file, make) for file, make in made.items()]
 
 
 def save_figure(experiment: Experiment, rows: list[Row], out: Path) -> None:

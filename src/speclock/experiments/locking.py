@@ -25,7 +25,7 @@ from speclock.audits.suite import Family, Suite, around, listed
 from speclock.audits.tune import Trial, chosen, tune
 from speclock.environment import environment
 from speclock.experiments.audited import audited_in, fell_back, rows_by_optimizer, searched_rows
-from speclock.experiments.base import Experiment, Row, made_on, once, row
+from speclock.experiments.base import Experiment, Row, each_once, made_on, once, row
 from speclock.experiments.claims import (
     KEPT,
     Claim,
@@ -346,6 +346,10 @@ class _Place:
     as_they_are: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
     """What the tasks beside an attack task score before it, by task, target and seed of the lock."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process finds in the folder what was made.
+        return _Place, (self.of, self.kept)
+
     def task(self, name: str) -> Task:
         return tasks.load(name, tasks.Reading(max_length=self.of.max_length, metric=self.of.metric)).divided()
 
@@ -540,17 +544,19 @@ class _Place:
     def printed(self, other: Other) -> Iterator[Row]:
         task = self.task(other.task)
         before = {target: self.as_it_is(task, target) for target in ("base", "locked")}
+        made = {
+            (attack, target, seed): self.kept
+            / f"printed-{other.column}-{attack.optimizer}-{attack.lr:g}-{target}-{seed}.json"
+            for attack in self.of.attacks
+            for target in ("base", "locked")
+            for seed in range(1, self.of.seeds + 1)
+        }
+        files = {file: partial(self._run, other, *which) for which, file in made.items()}
+        found = dict(zip(made, each_once(files, self.jobs, f"{other.column}, as printed"), strict=True))
         for attack in self.of.attacks:
             steps = self.of.steps(task, attack)
             for i, target in enumerate(("base", "locked")):
-                runs = [
-                    once(
-                        self.kept
-                        / f"printed-{other.column}-{attack.optimizer}-{attack.lr:g}-{target}-{seed}.json",
-                        partial(self._run, attack, target, task, steps, seed),
-                    )
-                    for seed in range(1, self.of.seeds + 1)
-                ]
+                runs = [found[attack, target, seed] for seed in range(1, self.of.seeds + 1)]
                 states = [self._state(task, target, seed, run) for seed, run in enumerate(runs, start=1)]
                 what: dict[str, Any] = {
                     "instead": self.instead(task),
@@ -620,11 +626,13 @@ class _Place:
         model = _with_own_head(self.attacked(target, 1), task)
         return finite(task.fitted_to(model).score(model)) if task.fits(model) else None
 
-    def _run(self, attack: Printed, target: str, task: Task, steps: int, seed: int) -> dict[str, Any]:
+    def _run(self, other: Other, attack: Printed, target: str, seed: int) -> dict[str, Any]:
         """The scores that the last step leaves, as the paper takes them; of a run that diverged, chance.
 
         The head is the model's own where it has as many outputs as the task has labels, for which B.2 chose its tasks.
         """
+        task = self.task(other.task)
+        steps = self.of.steps(task, attack)
         model = _with_own_head(self.attacked(target, seed), task)
         how = replace(self.of.as_printed(attack), seed=seed)
         # Nothing is chosen on the way: what is scored there is drawn, or is one look at the end.

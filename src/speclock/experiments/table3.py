@@ -17,7 +17,7 @@ from speclock.attacks.repair import Clip
 from speclock.audits.run import RULES_OF_AUDITS
 from speclock.audits.suite import Family, Suite, around, listed
 from speclock.experiments.audited import audited_in, fell_back, rows_by_optimizer, searched_rows
-from speclock.experiments.base import Experiment, Row, once, row
+from speclock.experiments.base import Experiment, Row, each_once, once, row
 from speclock.experiments.claims import (
     FALLS,
     HOLDS,
@@ -132,16 +132,16 @@ class Table3(Experiment):
     }
 
     def rows(self, kept: Path, jobs: int = 1) -> list[Row]:
-        by_class = [*self._by_class(kept), *self._at_other_rates(kept)]
+        by_class = [*self._by_class(kept, jobs), *self._at_other_rates(kept)]
         return [*by_class, *self._spectra(kept), *self._searched(kept, jobs)]
 
     # -- the table -----------------------------------------------------------------------------------------
 
-    def _by_class(self, kept: Path) -> Iterator[Row]:
-        found = [
-            once(kept / f"classes-{seed}.json", partial(self._chain, kept, seed))
-            for seed in range(self.seeds)
-        ]
+    def _by_class(self, kept: Path, jobs: int) -> Iterator[Row]:
+        # Sent to other processes without the images that this one has read.
+        chain = replace(self)._chain
+        made = {kept / f"classes-{seed}.json": partial(chain, kept, seed) for seed in range(self.seeds)}
+        found = each_once(made, jobs, "seeds")
         labels = self._whole.labels
         for model, paper in PAPER.items():
             for i, label in enumerate(labels):
