@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,6 +122,14 @@ class Figure2(Experiment):
     most_steps: int = 120_000
     seeds: int = 3
 
+    departures: ClassVar[tuple[str, ...]] = (
+        "the paper does not say what it calls converged: here a mean squared error of nine tenths of the targets' "
+        "variance, which is what a model that only knows their mean gets",
+        "four outputs, 4×4 images of one channel, eight channels with ReLU between, one head of width four",
+        "that iterations grow is said where their rank correlation with σ_max is above 0.8 for every seed",
+        "the bound is the largest of those that [theory.md](theory.md) restates and proves; of the paper's own, steps "
+        "of the proof do not hold",
+    )
     name: ClassVar[str] = "figure2"
     title: ClassVar[str] = (
         "The largest singular value of the weights controls iterations and bounds curvature"
@@ -168,11 +176,9 @@ class Figure2(Experiment):
                     paper="≥ 1",
                 )
             )
-        # Where every count is the limit there is no order to speak of.
-        correlation = float(spearmanr(self.multiples, means).statistic) if len(set(means)) > 1 else 0.0
         rows.append(
             row(
-                [correlation],
+                [_rank_correlation(self.multiples, means)],
                 architecture=name,
                 quantity="rank correlation of iterations",
                 paper="increasing",
@@ -229,19 +235,27 @@ class Figure2(Experiment):
         found = []
         for name in ARCHITECTURES:
             of = [r for r in rows if r["architecture"] == name]
-            rank = next(r["measured"] for r in of if r["quantity"] == "rank correlation of iterations")
-            unfinished = any(r.get("unfinished") for r in of)
+            mean = next(r["measured"] for r in of if r["quantity"] == "rank correlation of iterations")
+            counts = [r for r in of if r["quantity"] == "iterations"]
+            multiples = [r["multiple"] for r in counts]
+            alone = [
+                _rank_correlation(multiples, each) for each in zip(*(r["seeds"] for r in counts), strict=True)
+            ]
+            capped = sum(r["unfinished"] for r in counts)
             found.append(
                 judged(
                     f"{name}: iterations grow with σ_max of the weights",
-                    HOLDS if rank > 0.8 else FALLS,
-                    f"rank correlation {rank:.2f}" + (", some runs did not end" if unfinished else ""),
+                    HOLDS if min(alone) > 0.8 else FALLS,
+                    f"rank correlation {mean:.2f} of the means over seeds, {min(alone):.2f} to {max(alone):.2f} of "
+                    f"single seeds"
+                    + (f"; {capped} runs did not end and count as the limit" if capped else ""),
                 )
             )
             ratios = [r for entry in of if entry["quantity"].startswith("σ_max") for r in entry["seeds"]]
             held = HOLDS if min(ratios) >= 1 else FALLS
             spread = f"σ_max(H) is {min(ratios):.3g} to {max(ratios):.3g} times the bound"
-            found.append(judged(f"{name}: the bound on σ_max(H) holds", held, spread))
+            claim = f"{name}: σ_max of the weights bounds σ_max(H), as [theory.md](theory.md) restates it"
+            found.append(judged(claim, held, spread))
         return found
 
     def draw(self, rows: list[Row]) -> Figure:
@@ -278,3 +292,8 @@ class Figure2(Experiment):
         grid[0, 0].set_ylabel("iterations to converge")
         grid[1, 0].set_ylabel(r"$\sigma_{\max}(H)$ over the bound")
         return figure
+
+
+def _rank_correlation(multiples: Sequence[float], counts: Sequence[float]) -> float:
+    """Spearman's; 0 where every count is the limit, and there is no order to speak of."""
+    return float(spearmanr(multiples, counts).statistic) if len(set(counts)) > 1 else 0.0

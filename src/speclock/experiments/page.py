@@ -35,9 +35,10 @@ nothing beneath it. *Clip*: large singular values cut down before training. *Hea
 kept for before training. Printed attacks keep the model's own head where it has as many outputs as the task has
 labels, and do not clip gradients; the search gives every model a fresh head, but for tasks that its own answers (a
 class relearnt, a backdoor), and searches each optimizer's rate with gradients clipped, beside the printed attack
-without (L-BFGS: without). *undo* draws most of the weights anew and teaches them the base's answers, *scheduled*
-raises singular values by a schedule; both are ours ([docs/locks.md](locks.md)). A smaller scale keeps the paper's
-settings and has less data, so fewer steps; they are named beside each claim and table. Flags are explained in
+without (L-BFGS: without). Of several settings of a lock one *locks* where the best attack stays ten points below what
+the base gives. *undo* draws most of the weights anew and teaches them the base's answers, *scheduled* raises singular
+values by a schedule; both are ours ([docs/locks.md](locks.md)). A smaller scale has less data and shorter or fewer
+attacks, locks and searches; what of the settings differs is named in each part. Flags are explained in
 [docs/threat-model.md](threat-model.md).
 """
 
@@ -50,7 +51,8 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
         experiment: Experiment = EXPERIMENTS[name].at(record["scale"])
         parts.append(
             f"## {experiment.title}\n\n"
-            f"`speclock reproduce {name} --scale {record['scale']}`: {len(record['rows'])} rows, "
+            f"`speclock reproduce {name} --scale {record['scale']} --out {folder.as_posix()}`: "
+            f"{len(record['rows'])} rows, "
             f"{record['seconds']:.0f} s{' in its last part' if record.get('resumed') else ''}, "
             f"{_made_on(record)}."
             + (
@@ -77,14 +79,14 @@ def page(records: Mapping[str, dict[str, Any]], folder: Path, at: Path) -> str:
         parts += _of_the_weights(record["rows"])
         if rows := [row for row in record["rows"] if row["paper"] is not None and "block" in row]:
             parts.append(_beside_the_papers(rows))
-    if missing := [name for name in EXPERIMENTS if name not in records]:
-        parts.append(f"Not run yet: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
 def _at_a_glance(records: Mapping[str, dict[str, Any]]) -> str:
     """Every claim's verdicts, each once with what it is of; the evidence is further down."""
-    lines = ["| | claim | as printed | under the search |", "| --- | --- | --- | --- |"]
+    missing = [name for name in EXPERIMENTS if name not in records]
+    lines = [f"**Not run yet: {', '.join(missing)}.**\n"] if missing else []
+    lines += ["| | claim | as printed | under the search |", "| --- | --- | --- | --- |"]
     for name, record in records.items():
         for claim in EXPERIMENTS[name].at(record["scale"]).claims(record["rows"]):
             said = [_verdicts(findings) for findings in (claim.as_printed, claim.under_search)]
@@ -123,36 +125,38 @@ def _unlike_the_papers(record: Mapping[str, Any]) -> Iterator[str]:
         of = f"{ours['model']}: " if "models" in own else ""
         for name, value in ours.items():
             if name in _SHORTER and value != papers.get(name):
-                yield f"{of}{name} {_said(value)} ({_said(papers.get(name))})"
+                yield f"{of}{_SHORTER[name]}: {_said(value)} ({_said(papers.get(name))})"
 
 
 _SHORTER = {
-    "retain",
-    "others",
-    "training",
-    "unlearning",
-    "epochs",
-    "max_length",
-    "task",
-    "seeds",
-    "lock",
-    "lock_seeds",
-    "our_locks",
-    "our_controls",
-    "informed",
-    "finalists",
-    "our_finalists",
-    "other_rates",
-    "from_scratch",
-    "curvature_samples",
-    "proxy",
-    "trials",
+    "retain": "kept task",
+    "others": "tasks attacked for",
+    "task": "task",
+    "training": "training of the base",
+    "unlearning": "unlearning",
+    "epochs": "epochs of an attack",
+    "max_length": "tokens of a text at most",
+    "seeds": "seeds",
+    "lock": "lock",
+    "lock_seeds": "draws of the lock",
+    "other_rates": "other rates of the lock",
+    "proxy": "task that the lock is tuned on",
+    "trials": "settings of the lock tried",
+    "our_locks": "our locks",
+    "our_controls": "our locks have a control",
+    "informed": "repairs and probes in the search",
+    "finalists": "finalists of an audit",
+    "our_finalists": "finalists of our locks' audits",
+    "from_scratch": "a fresh network is trained for the floor",
+    "curvature_samples": "samples of σ_max(H)",
 }
-"""Settings of data, length and search: a smaller scale has less of them."""
+"""Settings of data, length and search, of which a smaller scale has less, in words."""
 
 
 def _said(value: Any) -> str:
     """A setting in a word."""
+    if value is None or isinstance(value, bool):
+        return {None: "the default", True: "yes", False: "no"}[value]
     if isinstance(value, list):
         each = [found["task"] if isinstance(found, dict) else str(found) for found in value]
         return ", ".join(each) or "none"

@@ -112,7 +112,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "adahessian": _pytorch_optimizer("AdaHessian", "Adam over Hutchinson's Hessian diagonal", Needs.GRAPH),
     "kron": Optimizer(
         "speclock.optimizers.adapters:Kron",
-        "PSGD: Kronecker-factored inverse Hessian fitted by Hessian-vector products",
+        "PSGD: Kronecker factors that whiten gradients, of vectors fitted to Hessian-vector products",
         needs=Needs.CLOSURE,
     ),
     "xmat": Optimizer(
