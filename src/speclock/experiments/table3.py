@@ -34,7 +34,7 @@ from speclock.experiments.claims import (
     search_of,
     spread,
 )
-from speclock.experiments.locking import UNGUARDED, locked_in
+from speclock.experiments.place import UNGUARDED, locked_in
 from speclock.experiments.spectra import curvature_row, spectrum_row
 from speclock.locks.base import Locked
 from speclock.models import Model
