@@ -517,6 +517,10 @@ def test_a_point_of_utility_may_be_lost(locked: float, verdict: str) -> None:
         assert told.endswith(
             ", the change's 95% interval over 2 draws of the lock −4.0 points to ±0.0 points"
         )
+    # Of a record that has one interval for all draws, two accuracies on many examples tell.
+    for examples, said in ((10_000, f"{FALLS} in 1 of 2 draws: "), (100, f"{UNTOLD}: ")):
+        told = next(utility([rows[0], draws | {"examples": examples, "seeds": [0.96, 0.985]}])).printed
+        assert told.startswith(said)
     for what, why in (
         ({"status": "diverged"}, "its training diverged"),
         ({"fell_back": True}, "it is the model as it was"),

@@ -21,8 +21,8 @@ from speclock.experiments.figure2 import ARCHITECTURES, Figure2
 from speclock.experiments.figure4 import Figure4
 from speclock.experiments.locking import Locking
 from speclock.experiments.page import _of_the_weights, page
-from speclock.experiments.place import UNGUARDED
 from speclock.experiments.prediction import RATE, SLOWDOWN, calibrations_in
+from speclock.experiments.settings import UNGUARDED
 from speclock.experiments.table1_image import LOCK, Table1Image
 from speclock.experiments.table1_text import SMOKE, Table1Text, encoder
 from speclock.forecast.slowdown import Calibration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 from speclock.locks.composition import parts_of
@@ -100,9 +101,7 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         if not lock:
             continue
         may_cost = POINT if r["paper"] is None else max(POINT, base["paper"] - r["paper"])
-        # Records of before have one interval for all draws of a lock.
-        changes = r.get("changes") or [r.get("change_ci") or (r["measured"] - base["measured"],) * 2]
-        verdict = _of_draws([_within(change, may_cost) for change in changes])
+        verdict = _of_draws([_within(change, may_cost) for change in _changes(r, base)])
         if why := idle(r):
             verdict = f"{SILENT}, {why}"
         if r.get("tuned_on"):
@@ -122,6 +121,22 @@ def utility(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         if r.get("tuned_on"):
             n += f", by {lock}"
         yield judged(claim, verdict, f"{percent(base['measured'])} → {percent(r['measured'])}{n}")
+
+
+def _changes(r: Mapping[str, Any], base: Mapping[str, Any]) -> Sequence[Sequence[float]]:
+    """The interval of the change of each draw of a lock."""
+    if r.get("changes"):
+        return r["changes"]
+    if len(r.get("seeds", ())) > 1 and r.get("change_ci"):
+        # A record of before has one interval for all of them. A draw's own is at most as wide as that of two models
+        # that never err on one and the same example.
+        before, n = base["measured"], r["examples"]
+        halves = [1.96 * sqrt((2 - before - after - (after - before) ** 2) / n) for after in r["seeds"]]
+        return [
+            (after - before - half, after - before + half)
+            for after, half in zip(r["seeds"], halves, strict=True)
+        ]
+    return [r.get("change_ci") or (r["measured"] - base["measured"],) * 2]
 
 
 def _within(change: Sequence[float], may_cost: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock.experiments.base import Row
 from speclock.experiments.claims import Claim, curvature, trained_no_more, utility, window
-from speclock.experiments.locking import Other, Printed
+from speclock.experiments.settings import Other, Printed
 from speclock.experiments.table1_text import LEARNT, SMALL, SMOKE, TextModel, others
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from speclock.experiments.base import Row
-from speclock.experiments.locking import Other, Printed
+from speclock.experiments.settings import Other, Printed
 from speclock.experiments.table1_image import ADAMW, SCHEDULED, UNDO, Table1Image
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from speclock import models, tasks
 from speclock.attacks.finetune import FineTune
@@ -21,6 +21,7 @@ from speclock.audits.tune import Trial, chosen, tune
 from speclock.experiments.audited import audited_in, fell_back, rows_by_optimizer, searched_rows
 from speclock.experiments.base import Row, each_once, row
 from speclock.experiments.claims import KEPT
+from speclock.experiments.settings import UNGUARDED, Other, Printed, Settings
 from speclock.experiments.spectra import curvature_row, spectrum_row
 from speclock.locks.base import Locked
 from speclock.locks.card import read_card
@@ -30,12 +31,6 @@ from speclock.numbers import finite
 from speclock.recipe import TrainingRecipe
 from speclock.tasks.base import Task, is_proportion
 from speclock.training import Checkpoint, train
-
-if TYPE_CHECKING:
-    from speclock.experiments.locking import Locking, Other, Printed
-
-UNGUARDED = ",max_utility_drop=1,evaluations=1"
-"""Of a lock as the paper has it: nothing watches its utility, and its last state is taken."""
 
 _ALLOWED = 0.0075
 """Utility that a tuned lock may lose on the validation split, for it to lose a point at most on the test split: the
@@ -69,7 +64,7 @@ def _with_own_head(model: Model, task: Task) -> Model:
 class Place:
     """Where ``of`` keeps what it made."""
 
-    of: Locking
+    of: Settings
     kept: Path
     jobs: int = 1
     as_they_are: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)

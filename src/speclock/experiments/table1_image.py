@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from speclock.experiments.locking import Locking, Other, Printed
-from speclock.experiments.place import UNGUARDED
+from speclock.experiments.locking import Locking
+from speclock.experiments.settings import UNGUARDED, Other, Printed
 
 # B.2: "we use this exact same set up to lock".
 _SETUP = {"optimizer": "adadelta", "lr": 1.0, "schedule": "step", "gamma": 0.7, "batch_size": 32}

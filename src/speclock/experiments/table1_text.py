@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from speclock.experiments.locking import Locking, Other, Printed, SeveralModels
-from speclock.experiments.place import UNGUARDED
+from speclock.experiments.locking import Locking, SeveralModels
+from speclock.experiments.settings import UNGUARDED, Other, Printed
 
 # B.2: AdamW at 5e-5 with decay 0.01, linear without warm-up, 3 epochs in batches of 8, 5,000 examples at most.
 SETUP = {"optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "linear", "batch_size": 8}

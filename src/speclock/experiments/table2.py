@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from speclock.experiments.base import Row
 from speclock.experiments.claims import Claim, backdoored, curvature, utility
-from speclock.experiments.locking import Locking, Other, Printed, SeveralModels
-from speclock.experiments.place import UNGUARDED
+from speclock.experiments.locking import Locking, SeveralModels
+from speclock.experiments.settings import UNGUARDED, Other, Printed
 from speclock.experiments.table1_text import SETUP, UNDO
 from speclock.tasks.base import Metric
 

@@ -34,7 +34,8 @@ from speclock.experiments.claims import (
     search_of,
     spread,
 )
-from speclock.experiments.place import UNGUARDED, locked_in
+from speclock.experiments.place import locked_in
+from speclock.experiments.settings import UNGUARDED
 from speclock.experiments.spectra import curvature_row, spectrum_row
 from speclock.locks.base import Locked
 from speclock.models import Model
