@@ -247,6 +247,15 @@ def test_an_image_table_has_its_four_blocks(all_made: Path) -> None:
     assert all(0 <= r["as_it_is"] <= 0.5 for r in printed)
 
 
+def test_our_locks_may_be_audited_on_some_columns_alone() -> None:
+    small = Table1Image.at("small")
+    first, second, _ = small.others
+    assert small.audited_on(first) == (small.lock, *small.our_locks)
+    assert small.audited_on(second) == (small.lock,)
+    assert replace(small, ours_on=None).audited_on(second) == small.all_locks
+    assert small.audited_on(replace(first, searched=False)) == ()
+
+
 @pytest.mark.slow
 def test_a_lock_of_ours_that_fell_back_is_not_audited(tmp_path: Path) -> None:
     guarded = Table1Image.at("smoke").our_locks[0].removesuffix(UNGUARDED)

@@ -41,7 +41,8 @@ class Locking(Settings, Experiment):
         for other in self.others:
             rows += [*at.before(other), *at.printed(other)]
             seen = self.proxy and parse(other.task).base == parse(self.proxy).base
-            for lock in (*self.all_locks, *(() if seen else at.tuned)) if other.searched else ():
+            tuned = at.tuned if other.searched and not seen else ()
+            for lock in (*self.audited_on(other), *tuned):
                 # An audit of one of ours that is the model as it was would be the base's once more.
                 if lock == self.lock or not fell_back(at.locked(lock).card):
                     rows += at.searched(other, lock)

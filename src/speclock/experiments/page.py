@@ -143,12 +143,13 @@ _SHORTER = {
     "proxy": "task that the lock is tuned on",
     "trials": "settings of the lock tried",
     "our_locks": "our locks",
+    "ours_on": "our locks are audited on these columns alone",
     "our_controls": "our locks have a control",
     "informed": "repairs and probes in the search",
     "finalists": "finalists of an audit",
-    "our_finalists": "finalists of our locks' audits",
+    "our_finalists": "finalists of our locks' audits, where not as many",
     "from_scratch": "a fresh network is trained for the floor",
-    "curvature_samples": "samples of σ_max(H)",
+    "curvature_samples": "samples of σ_max(H), where not one for each seed",
 }
 """Settings of data, length and search, of which a smaller scale has less, in words."""
 
@@ -156,7 +157,7 @@ _SHORTER = {
 def _said(value: Any) -> str:
     """A setting in a word."""
     if value is None or isinstance(value, bool):
-        return {None: "the default", True: "yes", False: "no"}[value]
+        return {None: NONE, True: "yes", False: "no"}[value]
     if isinstance(value, list):
         each = [found["task"] if isinstance(found, dict) else str(found) for found in value]
         return ", ".join(each) or "none"

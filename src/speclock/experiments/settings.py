@@ -81,6 +81,8 @@ class Settings:
     """Settings that are tried first, after the printed ones."""
     tuned_from: tuple[str, ...] = ()
     """The paper's lock with what is not searched of its settings, once for each optimizer."""
+    ours_on: tuple[str, ...] | None = None
+    """Columns on which our locks are audited, where not on all that are searched."""
     our_controls: bool = True
     """Whether our locks have a control too; each takes as long as its lock, and as many attacks."""
     lock_seeds: int = 1
@@ -122,3 +124,8 @@ class Settings:
     def all_locks(self) -> tuple[str, ...]:
         """The paper's lock first."""
         return (self.lock, *self.our_locks)
+
+    def audited_on(self, other: Other) -> tuple[str, ...]:
+        """Those of them that an audit attacks with that task."""
+        ours = self.ours_on is None or other.column in self.ours_on
+        return (self.all_locks if ours else (self.lock,)) if other.searched else ()
