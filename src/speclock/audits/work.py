@@ -82,15 +82,15 @@ class Work:
         if self.task.collapses and self.task.fits(self.targets.base):
             self.keep, self.keep_locked = bars(self.targets.base, self.targets.locked, self.task)
         trained = self.targets.trained()
-        # The longest runs come first, so that no process ends with one while the others wait.
+        # The longest come first, so that no process ends with one while the others wait.
+        prepared = [*trained, *["repeated"] * bool(self.targets.stages and self.targets.repeat)]
         first = [name for name in ("scratch", "base", "public") if name in self.targets.names()]
         answered = ["released"] * self.task.fits(self.targets.base)
         # A backdoor is wanted in this model; no bag of words passes for it.
         answered += ["classical"] * (not self.task.in_place)
-        self._do(crew, [*self._searches(first), *map(Unit, answered)])
+        self._do(crew, [*map(Unit, prepared), *self._searches(first), *map(Unit, answered)])
         self._settle()
-        prepared = [*trained, *["repeated"] * bool(self.targets.stages and self.targets.repeat)]
-        self._do(crew, [*map(Unit, prepared), *self._finals(first), *self._searches(["locked"])])
+        self._do(crew, [*self._finals(first), *self._searches(["locked"])])
         explaining = [name for name in trained if name in self.targets.names()]
         self._do(crew, [*self._finals(["locked"]), *self._searches(explaining)])
         self._do(crew, self._finals(explaining))
