@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tqdm.auto import tqdm
 
+from speclock.audits.workers import workers
 from speclock.environment import Meter, environment
 from speclock.errors import InputError
 from speclock.experiments import EXPERIMENTS
@@ -197,8 +198,6 @@ def each_once(made: Mapping[Path, Callable[[], Any]], jobs: int = 1, what: str =
                 once(file, make)
                 bar.update()
         else:
-            from speclock.audits.workers import workers
-
             with workers(jobs) as pool:
                 for found in as_completed([pool.submit(once, *each) for each in missing.items()]):
                     found.result()  # a failed one ends the experiment now

@@ -123,12 +123,12 @@ class Figure2(Experiment):
     seeds: int = 3
 
     departures: ClassVar[tuple[str, ...]] = (
-        "the paper does not say what it calls converged: here a mean squared error of nine tenths of the targets' "
-        "variance, which is what a model that only knows their mean gets",
+        "the paper does not say what it calls converged: here nine tenths of the targets' variance, the mean squared "
+        "error of a model that only knows their mean",
         "four outputs, 4×4 images of one channel, eight channels with ReLU between, one head of width four",
         "that iterations grow is said where their rank correlation with σ_max is above 0.8 for every seed",
-        "the bound is the largest of those that [theory.md](theory.md) restates and proves; of the paper's own, steps "
-        "of the proof do not hold",
+        "the bound is the largest of those that [theory.md](theory.md) restates and proves; of the paper's own it says "
+        "why they are vacuous or not proved",
     )
     name: ClassVar[str] = "figure2"
     title: ClassVar[str] = (

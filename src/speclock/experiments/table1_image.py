@@ -100,7 +100,7 @@ class Table1Image(Locking):
             "proxy": "fashion-mnist@6000/1000",
             # Minutes each on two cores; Figure 4's network has its own.
             "trials": 0,
-            # An hour and more for each of the others, to whose attackers MNIST's weights are worth no more.
+            # Two audits of twenty minutes on two cores for each of the others.
             "ours_on": ("CIFAR10",),
             "our_controls": False,
             "lock_seeds": 1,
